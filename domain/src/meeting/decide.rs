@@ -1,0 +1,293 @@
+//! What becomes of a command to a meeting. A command that has already had its effect yields no event;
+//! one that the meeting's status does not allow is refused.
+
+use super::command::{FailMeeting, MeetingCommand, RegisterMeeting};
+use super::event::{MeetingCompleted, MeetingEvent, MeetingRegistered};
+use super::state::{Meeting, Origin, Record, Status};
+use crate::Timestamp;
+use crate::artifact::{Artifact, ArtifactType, Meta, S3Key};
+use crate::digest::Digest;
+use crate::ids::{ProfileId, SpeakerId};
+use crate::speaker::{ClusterId, Decision, Diarization, LinkedBy};
+use crate::text::{Reason, Stage, WorkerId};
+
+/// The most bytes of a cached result.
+pub const MAX_CACHED_BYTES: usize = 1024 * 1024;
+
+/// Why a command to a meeting was refused. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MeetingError {
+    /// No meeting has this id.
+    #[error("there is no such meeting")]
+    NotFound,
+    /// The meeting was removed.
+    #[error("the meeting was erased")]
+    Erased,
+    /// The status does not allow the command.
+    #[error("a {status} meeting does not take the command {command}")]
+    IllegalTransition {
+        /// Where the meeting stands.
+        status: &'static str,
+        /// What was asked.
+        command: &'static str,
+    },
+    /// Another worker is on it.
+    #[error("another worker is processing the meeting")]
+    TakenByAnotherWorker,
+    /// The id stands for another file.
+    #[error("the meeting belongs to another file")]
+    AnotherFile,
+    /// A result is cached under the audio's fingerprint, which is not known yet.
+    #[error("the meeting has no content fingerprint yet, under which a result could be cached")]
+    FingerprintMissing,
+    /// The result is too long or holds what the table cannot.
+    #[error("value must be at most 1 MiB, without NUL")]
+    UnfitValue,
+    /// No speaker of the meeting has this id.
+    #[error("the meeting has no such speaker")]
+    UnknownSpeaker,
+    /// A decision names a cluster that the diarization lacks.
+    #[error("a decision names a cluster that is not among the clusters")]
+    UnknownCluster,
+    /// Another diarization would drop what a person decided.
+    #[error("a person has already named speakers of this attempt; reprocess the meeting to diarize it anew")]
+    SpeakersCorrected,
+}
+
+impl MeetingError {
+    /// Returns the refusal's stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound => "meeting_not_found",
+            Self::Erased => "meeting_erased",
+            Self::IllegalTransition { .. } => "illegal_transition",
+            Self::TakenByAnotherWorker => "taken_by_another_worker",
+            Self::AnotherFile => "another_file",
+            Self::FingerprintMissing => "fingerprint_missing",
+            Self::UnfitValue => "invalid_value",
+            Self::UnknownSpeaker => "speaker_not_found",
+            Self::UnknownCluster => "unknown_cluster",
+            Self::SpeakersCorrected => "speakers_corrected",
+        }
+    }
+}
+
+type Decided = Result<Vec<MeetingEvent>, MeetingError>;
+
+/// Decides what becomes of `command`: the events that follow from it, none if it has already had its
+/// effect, or a refusal.
+pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
+    let record = match meeting {
+        Meeting::Active(record) => record,
+        Meeting::Unregistered | Meeting::Erased { .. } => return decide_without_record(meeting, command),
+    };
+    let illegal =
+        || Err(MeetingError::IllegalTransition { status: record.status.name(), command: command.name() });
+    match command {
+        MeetingCommand::Register(RegisterMeeting { file, .. }) => {
+            if file.id == record.file.id {
+                Ok(vec![])
+            } else {
+                Err(MeetingError::AnotherFile)
+            }
+        }
+        MeetingCommand::Start { worker, at } => match &record.status {
+            Status::Pending => start(record, worker, *at),
+            Status::Processing { worker: current, from: Origin::Pending, .. } => restart(current, worker),
+            Status::Processing { .. } | Status::Completed | Status::Failed { .. } => illegal(),
+        },
+        MeetingCommand::Retry { worker, at } => match &record.status {
+            Status::Failed { .. } => start(record, worker, *at),
+            Status::Processing { worker: current, from: Origin::Failed, .. } => restart(current, worker),
+            Status::Processing { .. } | Status::Completed | Status::Pending => illegal(),
+        },
+        MeetingCommand::Reprocess { worker, at } => match &record.status {
+            Status::Completed => start(record, worker, *at),
+            Status::Processing { worker: current, from: Origin::Completed, .. } => restart(current, worker),
+            Status::Processing { .. } | Status::Failed { .. } | Status::Pending => illegal(),
+        },
+        MeetingCommand::RecordFingerprint { content_fp } => match &record.status {
+            _ if record.content_fp.as_ref() == Some(content_fp) => Ok(vec![]),
+            Status::Processing { .. } => Ok(vec![MeetingEvent::ContentFingerprinted {
+                attempt: record.attempts,
+                content_fp: content_fp.clone(),
+            }]),
+            Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
+        },
+        MeetingCommand::RecordLanguage { language } => match &record.status {
+            _ if record.language.as_ref() == Some(language) => Ok(vec![]),
+            Status::Processing { .. } => Ok(vec![MeetingEvent::LanguageDetected {
+                attempt: record.attempts,
+                language: language.clone(),
+            }]),
+            Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
+        },
+        MeetingCommand::RecordSpeakers { clusters, decisions } => match &record.status {
+            _ if record.diarized == Some((record.attempts, Digest::of(clusters))) => Ok(vec![]),
+            Status::Processing { .. } => record_speakers(record, clusters, decisions),
+            Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
+        },
+        MeetingCommand::ReassignSpeaker { speaker_id, to, reason } => {
+            reassign(record, *speaker_id, *to, reason)
+        }
+        MeetingCommand::StoreArtifact { artifact_type, s3_key, meta } => {
+            let artifact = artifact(record, *artifact_type, s3_key, meta.as_ref());
+            match &record.status {
+                _ if record.artifacts.get(artifact_type) == Some(&artifact) => Ok(vec![]),
+                Status::Processing { .. } | Status::Completed => {
+                    Ok(vec![MeetingEvent::ArtifactStored { artifact }])
+                }
+                Status::Pending | Status::Failed { .. } => illegal(),
+            }
+        }
+        MeetingCommand::CacheStageResult { stage, value, expires_at, at } => match &record.status {
+            Status::Processing { .. } | Status::Completed => cache(record, stage, value, *expires_at, *at),
+            Status::Pending | Status::Failed { .. } => illegal(),
+        },
+        MeetingCommand::Complete { at } => match &record.status {
+            Status::Processing { started_at, .. } => Ok(vec![complete(record, *started_at, *at)]),
+            Status::Completed => Ok(vec![]),
+            Status::Pending | Status::Failed { .. } => illegal(),
+        },
+        MeetingCommand::Fail(FailMeeting { stage, reason, at }) => match &record.status {
+            Status::Processing { .. } => Ok(vec![MeetingEvent::MeetingFailed {
+                attempt: record.attempts,
+                stage: stage.clone(),
+                reason: reason.clone(),
+                failed_at: *at,
+            }]),
+            Status::Failed { stage: s, reason: r } if s == stage && r == reason => Ok(vec![]),
+            Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
+        },
+        MeetingCommand::Erase { reason, at } => {
+            Ok(vec![MeetingEvent::MeetingErased { reason: reason.clone(), erased_at: *at }])
+        }
+    }
+}
+
+/// Only a registration finds something to do where there is no record; erasing twice is harmless.
+fn decide_without_record(meeting: &Meeting, command: &MeetingCommand) -> Decided {
+    match (meeting, command) {
+        (_, MeetingCommand::Register(RegisterMeeting { meeting_id, file, at })) => {
+            let registered =
+                MeetingRegistered { meeting_id: *meeting_id, file: file.clone(), registered_at: *at };
+            Ok(vec![MeetingEvent::MeetingRegistered(registered)])
+        }
+        (Meeting::Erased { .. }, MeetingCommand::Erase { .. }) => Ok(vec![]),
+        (Meeting::Erased { .. }, _) => Err(MeetingError::Erased),
+        (Meeting::Unregistered | Meeting::Active(_), _) => Err(MeetingError::NotFound),
+    }
+}
+
+fn start(record: &Record, worker: &WorkerId, at: Timestamp) -> Decided {
+    let attempt = record.attempts + 1;
+    Ok(vec![MeetingEvent::ProcessingStarted { attempt, worker: worker.clone(), started_at: at }])
+}
+
+/// A worker that asks twice has what it wants; another one must know that it came second.
+fn restart(current: &WorkerId, asking: &WorkerId) -> Decided {
+    if current == asking { Ok(vec![]) } else { Err(MeetingError::TakenByAnotherWorker) }
+}
+
+fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
+    let of_this_attempt = record.diarized.as_ref().is_some_and(|(attempt, _)| *attempt == record.attempts);
+    let named_by_person =
+        |speaker: &crate::speaker::Speaker| speaker.link.is_some_and(|link| link.by == LinkedBy::Person);
+    if of_this_attempt && record.speakers.values().any(named_by_person) {
+        return Err(MeetingError::SpeakersCorrected);
+    }
+    let diarized = MeetingEvent::SpeakersDiarized { attempt: record.attempts, clusters: clusters.clone() };
+    let mut events = vec![diarized];
+    for (cluster_id, decision) in decisions {
+        if !clusters.clusters().iter().any(|cluster| &cluster.cluster_id == cluster_id) {
+            return Err(MeetingError::UnknownCluster);
+        }
+        let speaker_id = record.id.speaker(record.attempts, cluster_id);
+        events.push(match decision.clone() {
+            Decision::Identified { profile_id, confidence, evidence } => {
+                MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, evidence }
+            }
+            Decision::NotIdentified { evidence } => {
+                MeetingEvent::SpeakerNotIdentified { speaker_id, evidence }
+            }
+        });
+    }
+    Ok(events)
+}
+
+fn reassign(record: &Record, speaker_id: SpeakerId, to: Option<ProfileId>, reason: &Reason) -> Decided {
+    let Some(speaker) = record.speakers.get(&speaker_id) else {
+        return Err(MeetingError::UnknownSpeaker);
+    };
+    let from = speaker.link.map(|link| link.profile_id);
+    if from == to {
+        return Ok(vec![]);
+    }
+    Ok(vec![MeetingEvent::SpeakerReassigned {
+        speaker_id,
+        from,
+        to,
+        reason: reason.clone(),
+        previous_confidence: speaker.link.and_then(|link| link.confidence),
+        previous_by: speaker.link.map(|link| link.by),
+    }])
+}
+
+fn artifact(record: &Record, artifact_type: ArtifactType, s3_key: &S3Key, meta: Option<&Meta>) -> Artifact {
+    Artifact {
+        id: record.id.artifact(record.attempts, artifact_type),
+        attempt: record.attempts,
+        artifact_type,
+        s3_key: s3_key.clone(),
+        meta: meta.cloned(),
+    }
+}
+
+fn cache(
+    record: &Record,
+    stage: &Stage,
+    value: &str,
+    expires_at: Option<Timestamp>,
+    at: Timestamp,
+) -> Decided {
+    let Some(content_fp) = &record.content_fp else {
+        return Err(MeetingError::FingerprintMissing);
+    };
+    if value.len() > MAX_CACHED_BYTES || value.contains('\0') {
+        return Err(MeetingError::UnfitValue);
+    }
+    let digest = Record::cached_digest(content_fp, value);
+    // A result that has expired is gone from the table: storing it again is no repetition.
+    let still_there = record
+        .cached
+        .get(stage)
+        .is_some_and(|(known, until)| *known == digest && until.is_none_or(|until| at < until));
+    if still_there {
+        return Ok(vec![]);
+    }
+    Ok(vec![MeetingEvent::StageResultCached {
+        stage: stage.clone(),
+        content_fp: content_fp.clone(),
+        value: value.to_owned(),
+        expires_at,
+    }])
+}
+
+fn complete(record: &Record, started_at: Timestamp, at: Timestamp) -> MeetingEvent {
+    let of_this_attempt = record.diarized.as_ref().is_some_and(|(attempt, _)| *attempt == record.attempts);
+    let mut speakers = if of_this_attempt { record.speakers.values().cloned().collect() } else { Vec::new() };
+    speakers.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
+    let artifacts =
+        record.artifacts.values().filter(|artifact| artifact.attempt == record.attempts).cloned().collect();
+    MeetingEvent::MeetingCompleted(MeetingCompleted {
+        meeting_id: record.id,
+        file_id: record.file.id,
+        owner: record.file.owner,
+        language: record.language.clone(),
+        attempt: record.attempts,
+        started_at,
+        finished_at: at,
+        speakers,
+        artifacts,
+    })
+}

@@ -1,0 +1,199 @@
+//! What happened to a meeting. Names of cases and fields are the storage format: they never change; a new
+//! shape is a new version with an upcaster (see `upcast`) and a file in `fixtures/events`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::artifact::Artifact;
+use crate::file::{ContentFp, File};
+use crate::ids::{FileId, MeetingId, OwnerId, ProfileId, SpeakerId};
+use crate::speaker::{Confidence, Diarization, Evidence, LinkedBy, Speaker};
+use crate::text::{Language, Reason, Stage, WorkerId};
+
+/// An event of a meeting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum MeetingEvent {
+    /// A file was uploaded, and its meeting waits to be processed.
+    MeetingRegistered(MeetingRegistered),
+    /// A worker took the meeting on: first, again after a failure, or anew after completion.
+    ProcessingStarted {
+        /// 1 for the first attempt, and one more each time.
+        attempt: u32,
+        /// Who works on it.
+        worker: WorkerId,
+        /// When it began.
+        started_at: Timestamp,
+    },
+    /// The audio's own fingerprint is known.
+    ContentFingerprinted {
+        /// The attempt that computed it.
+        attempt: u32,
+        /// The fingerprint.
+        content_fp: ContentFp,
+    },
+    /// The language spoken is known.
+    LanguageDetected {
+        /// The attempt that found it.
+        attempt: u32,
+        /// The language.
+        language: Language,
+    },
+    /// The recording was split into voices. It takes the place of any earlier diarization.
+    SpeakersDiarized {
+        /// The attempt that did it.
+        attempt: u32,
+        /// The voices, each with its speech.
+        clusters: Diarization,
+    },
+    /// A machine knew a speaker by voice.
+    SpeakerIdentified {
+        /// Which speaker.
+        speaker_id: SpeakerId,
+        /// Who it is.
+        profile_id: ProfileId,
+        /// How sure the machine was.
+        confidence: Confidence,
+        /// Why.
+        evidence: Evidence,
+    },
+    /// A machine knew nobody of this voice surely enough.
+    SpeakerNotIdentified {
+        /// Which speaker.
+        speaker_id: SpeakerId,
+        /// Why, and who came closest.
+        evidence: Evidence,
+    },
+    /// Somebody said who a speaker is, or that it is nobody known.
+    SpeakerReassigned {
+        /// Which speaker.
+        speaker_id: SpeakerId,
+        /// Who it was until now.
+        from: Option<ProfileId>,
+        /// Who it is from now on.
+        to: Option<ProfileId>,
+        /// Why.
+        reason: Reason,
+        /// How sure the machine was of the link until now, if it was a machine's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous_confidence: Option<Confidence>,
+        /// Who had made the link until now, if there was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous_by: Option<LinkedBy>,
+    },
+    /// A transcript or summary was written. It takes the place of an earlier one of its type.
+    ArtifactStored {
+        /// What and where.
+        artifact: Artifact,
+    },
+    /// A stage's result was kept for whoever meets the same audio again.
+    StageResultCached {
+        /// The stage, first part of the cache key.
+        stage: Stage,
+        /// The fingerprint, second part of the cache key.
+        content_fp: ContentFp,
+        /// The result. Holds profile ids, never names.
+        value: String,
+        /// From when on the result is no longer used; never if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires_at: Option<Timestamp>,
+    },
+    /// The attempt came to its end.
+    MeetingCompleted(MeetingCompleted),
+    /// The attempt broke off.
+    MeetingFailed {
+        /// The attempt that failed.
+        attempt: u32,
+        /// Where it failed.
+        stage: Stage,
+        /// Why.
+        reason: Reason,
+        /// When.
+        failed_at: Timestamp,
+    },
+    /// The meeting was removed on request or by age.
+    MeetingErased {
+        /// Why.
+        reason: Reason,
+        /// When.
+        erased_at: Timestamp,
+    },
+}
+
+/// The facts of a registration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeetingRegistered {
+    /// The meeting, derived from owner and content.
+    pub meeting_id: MeetingId,
+    /// The file, and who may see it.
+    pub file: File,
+    /// When.
+    pub registered_at: Timestamp,
+}
+
+/// All that a reader needs to act on a completed meeting without asking back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeetingCompleted {
+    /// The meeting itself.
+    pub meeting_id: MeetingId,
+    /// Its file.
+    pub file_id: FileId,
+    /// Who may see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerId>,
+    /// The language spoken, where it was detected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<Language>,
+    /// The attempt that completed.
+    pub attempt: u32,
+    /// The attempt's start.
+    pub started_at: Timestamp,
+    /// The attempt's end.
+    pub finished_at: Timestamp,
+    /// This attempt's speakers, in order of cluster.
+    pub speakers: Vec<Speaker>,
+    /// This attempt's artifacts, in order of type.
+    pub artifacts: Vec<Artifact>,
+}
+
+impl MeetingEvent {
+    /// The names of all events of a meeting, as they are stored.
+    pub const NAMES: [&'static str; 13] = [
+        "MeetingRegistered",
+        "ProcessingStarted",
+        "ContentFingerprinted",
+        "LanguageDetected",
+        "SpeakersDiarized",
+        "SpeakerIdentified",
+        "SpeakerNotIdentified",
+        "SpeakerReassigned",
+        "ArtifactStored",
+        "StageResultCached",
+        "MeetingCompleted",
+        "MeetingFailed",
+        "MeetingErased",
+    ];
+
+    /// Returns the name under which the event is stored.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::MeetingRegistered(_) => "MeetingRegistered",
+            Self::ProcessingStarted { .. } => "ProcessingStarted",
+            Self::ContentFingerprinted { .. } => "ContentFingerprinted",
+            Self::LanguageDetected { .. } => "LanguageDetected",
+            Self::SpeakersDiarized { .. } => "SpeakersDiarized",
+            Self::SpeakerIdentified { .. } => "SpeakerIdentified",
+            Self::SpeakerNotIdentified { .. } => "SpeakerNotIdentified",
+            Self::SpeakerReassigned { .. } => "SpeakerReassigned",
+            Self::ArtifactStored { .. } => "ArtifactStored",
+            Self::StageResultCached { .. } => "StageResultCached",
+            Self::MeetingCompleted(_) => "MeetingCompleted",
+            Self::MeetingFailed { .. } => "MeetingFailed",
+            Self::MeetingErased { .. } => "MeetingErased",
+        }
+    }
+
+    /// Returns the version of the shape in which the event is stored today.
+    pub const fn version(&self) -> u32 {
+        1
+    }
+}

@@ -1,0 +1,206 @@
+//! What a meeting's events add up to: no more than decisions need. Segments and cached values stay in the
+//! log; of them a digest is kept, by which a repeated command is known.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{MeetingCompleted, MeetingEvent, MeetingRegistered};
+use crate::Timestamp;
+use crate::artifact::{Artifact, ArtifactType};
+use crate::digest::Digest;
+use crate::file::{ContentFp, File};
+use crate::ids::{MeetingId, SpeakerId};
+use crate::speaker::{Cluster, Diarization, Link, LinkedBy, Speaker};
+use crate::text::{Language, Reason, Stage, WorkerId};
+
+/// A meeting as it stands.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub enum Meeting {
+    /// No event yet.
+    #[default]
+    Unregistered,
+    /// Registered, and at some point of its life.
+    Active(Box<Record>),
+    /// Removed. Registered again it goes on in the same stream, and its attempts count on, so that no
+    /// speaker's id is given twice.
+    Erased {
+        /// The attempts made before.
+        attempts: u32,
+    },
+}
+
+/// What is known of an active meeting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The meeting.
+    pub id: MeetingId,
+    /// The uploaded file.
+    pub file: File,
+    /// Where it stands.
+    pub status: Status,
+    /// The attempts so far; the number of the latest one.
+    pub attempts: u32,
+    /// The audio's fingerprint.
+    pub content_fp: Option<ContentFp>,
+    /// The language spoken.
+    pub language: Option<Language>,
+    /// The latest diarization's digest and the attempt that made it.
+    pub diarized: Option<(u32, Digest)>,
+    /// The latest diarization's speakers.
+    pub speakers: BTreeMap<SpeakerId, Speaker>,
+    /// The latest artifact of each type.
+    pub artifacts: BTreeMap<ArtifactType, Artifact>,
+    /// The cached stages: digest of fingerprint and value, and when it expires.
+    pub cached: BTreeMap<Stage, (Digest, Option<Timestamp>)>,
+}
+
+/// Where an active meeting stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Status {
+    /// Waits for a worker.
+    Pending,
+    /// A worker is on it.
+    Processing {
+        /// Who.
+        worker: WorkerId,
+        /// Since when.
+        started_at: Timestamp,
+        /// Where it stood before, which tells a start from a retry and a reprocessing.
+        from: Origin,
+    },
+    /// The latest attempt came to its end.
+    Completed,
+    /// The latest attempt broke off.
+    Failed {
+        /// Where.
+        stage: Stage,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Where a meeting stood before its latest attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// The first attempt.
+    Pending,
+    /// A retry.
+    Failed,
+    /// A reprocessing.
+    Completed,
+}
+
+impl Status {
+    /// Returns the status as it is shown and stored in the tables.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Processing { .. } => "processing",
+            Self::Completed => "completed",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+impl Record {
+    /// Returns the digest by which a cached result is known.
+    pub(super) fn cached_digest(content_fp: &ContentFp, value: &str) -> Digest {
+        Digest::of(&(content_fp, value))
+    }
+}
+
+/// Takes `event` into `meeting`. Never fails: what was decided is a fact, and an event that does not fit
+/// the state (which only damage could bring about) changes nothing.
+pub fn evolve(meeting: &mut Meeting, event: &MeetingEvent) {
+    if let MeetingEvent::MeetingRegistered(registered) = event {
+        *meeting = Meeting::Active(Box::new(register(meeting, registered)));
+    } else if let Meeting::Active(record) = meeting {
+        if let MeetingEvent::MeetingErased { .. } = event {
+            *meeting = Meeting::Erased { attempts: record.attempts };
+        } else {
+            evolve_record(record, event);
+        }
+    }
+}
+
+fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
+    let attempts = match meeting {
+        Meeting::Unregistered => 0,
+        Meeting::Active(record) => record.attempts,
+        Meeting::Erased { attempts } => *attempts,
+    };
+    Record {
+        id: registered.meeting_id,
+        file: registered.file.clone(),
+        status: Status::Pending,
+        attempts,
+        content_fp: None,
+        language: None,
+        diarized: None,
+        speakers: BTreeMap::new(),
+        artifacts: BTreeMap::new(),
+        cached: BTreeMap::new(),
+    }
+}
+
+fn evolve_record(record: &mut Record, event: &MeetingEvent) {
+    match event {
+        MeetingEvent::MeetingRegistered(_) | MeetingEvent::MeetingErased { .. } => {}
+        MeetingEvent::ProcessingStarted { attempt, worker, started_at } => {
+            let from = match record.status {
+                Status::Pending | Status::Processing { .. } => Origin::Pending,
+                Status::Completed => Origin::Completed,
+                Status::Failed { .. } => Origin::Failed,
+            };
+            record.attempts = *attempt;
+            record.status = Status::Processing { worker: worker.clone(), started_at: *started_at, from };
+        }
+        MeetingEvent::ContentFingerprinted { content_fp, .. } => record.content_fp = Some(content_fp.clone()),
+        MeetingEvent::LanguageDetected { language, .. } => record.language = Some(language.clone()),
+        MeetingEvent::SpeakersDiarized { attempt, clusters } => {
+            record.diarized = Some((*attempt, Digest::of(clusters)));
+            record.speakers = speakers_of(record.id, *attempt, clusters);
+        }
+        MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, .. } => {
+            let link = Link { profile_id: *profile_id, confidence: Some(*confidence), by: LinkedBy::Machine };
+            relink(record, *speaker_id, Some(link));
+        }
+        MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => relink(record, *speaker_id, None),
+        MeetingEvent::SpeakerReassigned { speaker_id, to, .. } => {
+            let link = to.map(|profile_id| Link { profile_id, confidence: None, by: LinkedBy::Person });
+            relink(record, *speaker_id, link);
+        }
+        MeetingEvent::ArtifactStored { artifact } => {
+            record.artifacts.insert(artifact.artifact_type, artifact.clone());
+        }
+        MeetingEvent::StageResultCached { stage, content_fp, value, expires_at } => {
+            let digest = Record::cached_digest(content_fp, value);
+            record.cached.insert(stage.clone(), (digest, *expires_at));
+        }
+        MeetingEvent::MeetingCompleted(MeetingCompleted { speakers, artifacts, .. }) => {
+            record.status = Status::Completed;
+            record.speakers = speakers.iter().map(|speaker| (speaker.id, speaker.clone())).collect();
+            record.artifacts =
+                artifacts.iter().map(|artifact| (artifact.artifact_type, artifact.clone())).collect();
+        }
+        MeetingEvent::MeetingFailed { stage, reason, .. } => {
+            record.status = Status::Failed { stage: stage.clone(), reason: reason.clone() };
+        }
+    }
+}
+
+/// Speakers are unnamed until a decision follows.
+fn speakers_of(meeting: MeetingId, attempt: u32, clusters: &Diarization) -> BTreeMap<SpeakerId, Speaker> {
+    let speaker = |cluster: &Cluster| {
+        let id = meeting.speaker(attempt, &cluster.cluster_id);
+        (id, Speaker { id, cluster_id: cluster.cluster_id.clone(), link: None })
+    };
+    clusters.clusters().iter().map(speaker).collect()
+}
+
+fn relink(record: &mut Record, speaker_id: SpeakerId, link: Option<Link>) {
+    if let Some(speaker) = record.speakers.get_mut(&speaker_id) {
+        speaker.link = link;
+    }
+}

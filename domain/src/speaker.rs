@@ -1,0 +1,253 @@
+//! Who spoke when: clusters as the diarization found them, and the decisions that name them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ValueError;
+use crate::ids::{ProfileId, SpeakerId};
+use crate::text::{check, text_type};
+use crate::voice::{ModelId, Voice};
+
+/// The most clusters of one meeting.
+pub const MAX_CLUSTERS: usize = 500;
+/// The most segments of one meeting, over all clusters.
+pub const MAX_SEGMENTS: usize = 50_000;
+
+text_type!(
+    /// A cluster's label in the diarization: 1 to 50 characters.
+    ClusterId,
+    |text| {
+        check(&text, "cluster_id", 50, "must be 1 to 50 characters, not blank, without NUL")?;
+        Ok(text)
+    }
+);
+
+text_type!(
+    /// The version of the policy (thresholds, margin) that a decision followed: 1 to 50 characters.
+    PolicyVersion,
+    |text| {
+        check(&text, "policy_version", 50, "must be 1 to 50 characters, not blank, without NUL")?;
+        Ok(text)
+    }
+);
+
+/// One stretch of speech, in milliseconds from the start of the recording. Stored as `[start, duration]`:
+/// a meeting has hundreds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "(u32, u32)", into = "(u32, u32)")]
+pub struct Segment {
+    /// When it starts.
+    pub start_ms: u32,
+    /// How long it lasts.
+    pub duration_ms: u32,
+}
+
+impl From<(u32, u32)> for Segment {
+    fn from((start_ms, duration_ms): (u32, u32)) -> Self {
+        Self { start_ms, duration_ms }
+    }
+}
+
+impl From<Segment> for (u32, u32) {
+    fn from(segment: Segment) -> Self {
+        (segment.start_ms, segment.duration_ms)
+    }
+}
+
+/// One voice that the diarization told apart, with all its speech.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// The label, unique within the diarization.
+    pub cluster_id: ClusterId,
+    /// Its speech, in order of start.
+    pub segments: Vec<Segment>,
+    /// Its voice, where the pipeline computed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voice: Option<Voice>,
+}
+
+/// The clusters of one diarization: bounded, in order of label, no label twice.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Cluster>", into = "Vec<Cluster>")]
+pub struct Diarization(Vec<Cluster>);
+
+impl Diarization {
+    /// Returns the clusters, in order of label.
+    pub fn clusters(&self) -> &[Cluster] {
+        &self.0
+    }
+}
+
+impl TryFrom<Vec<Cluster>> for Diarization {
+    type Error = ValueError;
+    fn try_from(mut clusters: Vec<Cluster>) -> Result<Self, ValueError> {
+        if clusters.len() > MAX_CLUSTERS {
+            return Err(ValueError::new("clusters", "must be at most 500"));
+        }
+        if clusters.iter().map(|cluster| cluster.segments.len()).sum::<usize>() > MAX_SEGMENTS {
+            return Err(ValueError::new("segments", "must be at most 50,000 in a meeting"));
+        }
+        let runs_over = |s: &Segment| s.start_ms.checked_add(s.duration_ms).is_none();
+        if clusters.iter().any(|cluster| cluster.segments.iter().any(runs_over)) {
+            return Err(ValueError::new("segments", "must end before 2^32 milliseconds"));
+        }
+        // The order of labels and of segments says nothing: the same diarization twice is the same value.
+        clusters.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
+        if clusters.windows(2).any(|pair| pair[0].cluster_id == pair[1].cluster_id) {
+            return Err(ValueError::new("clusters", "must have different cluster_ids"));
+        }
+        for cluster in &mut clusters {
+            cluster.segments.sort_unstable();
+        }
+        Ok(Self(clusters))
+    }
+}
+
+impl From<Diarization> for Vec<Cluster> {
+    fn from(diarization: Diarization) -> Self {
+        diarization.0
+    }
+}
+
+/// How sure a machine was: finite, 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Confidence(f64);
+
+impl Confidence {
+    /// Returns the number.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Confidence {
+    type Error = ValueError;
+    fn try_from(number: f64) -> Result<Self, ValueError> {
+        // The comparison also turns NaN away; adding zero makes -0 a 0, the only one that jsonb knows.
+        if (0.0..=1.0).contains(&number) {
+            Ok(Self(number + 0.0))
+        } else {
+            Err(ValueError::new("confidence", "must be a number from 0 to 1"))
+        }
+    }
+}
+
+impl From<Confidence> for f64 {
+    fn from(confidence: Confidence) -> Self {
+        confidence.0
+    }
+}
+
+/// A profile that a cluster resembles.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Whose voice it resembles.
+    pub profile_id: ProfileId,
+    /// The cosine similarity, as a confidence.
+    pub score: Confidence,
+}
+
+/// What a machine's decision rests on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The model whose vectors were compared.
+    pub model: ModelId,
+    /// The policy that was followed.
+    pub policy_version: PolicyVersion,
+    /// The distance to the best other person, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// The best candidates, best first, at most three.
+    pub candidates: Vec<Candidate>,
+}
+
+/// What a machine made of a cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// It is this person.
+    Identified {
+        /// Who it is.
+        profile_id: ProfileId,
+        /// How sure the machine is.
+        confidence: Confidence,
+        /// Why.
+        evidence: Evidence,
+    },
+    /// It is nobody known, or not surely enough.
+    NotIdentified {
+        /// Why.
+        evidence: Evidence,
+    },
+}
+
+/// Who linked a speaker to a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkedBy {
+    /// The matching of voices.
+    Machine,
+    /// A person, whom the event's metadata names.
+    Person,
+}
+
+/// A speaker's link to a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// Who speaks.
+    pub profile_id: ProfileId,
+    /// How sure the machine was; absent when a person said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<Confidence>,
+    /// Who said so.
+    pub by: LinkedBy,
+}
+
+/// A speaker as a completed meeting shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Speaker {
+    /// Derived from meeting, attempt and cluster.
+    pub id: SpeakerId,
+    /// The label in the diarization.
+    pub cluster_id: ClusterId,
+    /// Who it is, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(label: &str, segments: &[(u32, u32)]) -> Cluster {
+        Cluster {
+            cluster_id: label.parse().unwrap(),
+            segments: segments.iter().copied().map(Segment::from).collect(),
+            voice: None,
+        }
+    }
+
+    #[test]
+    fn the_order_of_clusters_and_segments_says_nothing() {
+        let one = Diarization::try_from(vec![cluster("a", &[(5, 1), (0, 2)]), cluster("b", &[])]);
+        let two = Diarization::try_from(vec![cluster("b", &[]), cluster("a", &[(0, 2), (5, 1)])]);
+        assert_eq!(one.unwrap(), two.unwrap());
+    }
+
+    #[test]
+    fn a_diarization_is_bounded_and_has_no_label_twice() {
+        assert!(Diarization::try_from(vec![cluster("a", &[]), cluster("a", &[])]).is_err());
+        assert!(Diarization::try_from(vec![cluster("a", &[(u32::MAX, 1)])]).is_err());
+        assert!(Diarization::try_from(vec![cluster("a", &vec![(0, 1); MAX_SEGMENTS + 1])]).is_err());
+        let many = (0..=MAX_CLUSTERS).map(|n| cluster(&n.to_string(), &[])).collect::<Vec<_>>();
+        assert!(Diarization::try_from(many).is_err());
+    }
+
+    #[test]
+    fn a_confidence_is_finite_and_between_0_and_1() {
+        assert!(Confidence::try_from(0.0).is_ok_and(|c| c.get().is_sign_positive()));
+        assert!(Confidence::try_from(-0.0).is_ok_and(|c| c.get().is_sign_positive()));
+        for number in [f64::NAN, f64::INFINITY, -0.1, 1.1] {
+            assert!(Confidence::try_from(number).is_err());
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Old versions of events, lifted to today's shape when they are read. The log is never rewritten.
+//!
+//! To change an event: give it the next version in its `version()`, add an [`Upcaster`] from the version
+//! before to [`UPCASTERS`], and a file of the new version to `fixtures/events` (the old one stays, and
+//! must decode for ever).
+
+use cqrs_es::persist::{EventUpcaster, SerializedEvent};
+use serde_json::Value;
+
+/// One step from one version of an event's payload to the next.
+struct Upcaster {
+    event_type: &'static str,
+    from_version: &'static str,
+    to_version: &'static str,
+    lift: fn(Value) -> Value,
+}
+
+/// Every step, older versions of an event first. No event has an old version yet.
+const UPCASTERS: &[Upcaster] = &[];
+
+/// Says whether a payload needs no lifting.
+pub fn is_current(event_type: &str, event_version: &str) -> bool {
+    !UPCASTERS.iter().any(|step| step.event_type == event_type && step.from_version == event_version)
+}
+
+/// Lifts `payload` step by step to today's shape.
+pub fn upcast(event_type: &str, event_version: &str, payload: Value) -> Value {
+    let start = (event_version, payload);
+    let (_, payload) = UPCASTERS.iter().filter(|step| step.event_type == event_type).fold(
+        start,
+        |(version, payload), step| {
+            if step.from_version == version {
+                (step.to_version, (step.lift)(payload))
+            } else {
+                (version, payload)
+            }
+        },
+    );
+    payload
+}
+
+/// Returns the same steps in the shape that cqrs-es takes.
+pub fn for_cqrs_es() -> Vec<Box<dyn EventUpcaster>> {
+    UPCASTERS.iter().map(|step| Box::new(step) as Box<dyn EventUpcaster>).collect()
+}
+
+impl EventUpcaster for &'static Upcaster {
+    fn can_upcast(&self, event_type: &str, event_version: &str) -> bool {
+        self.event_type == event_type && self.from_version == event_version
+    }
+
+    fn upcast(&self, event: SerializedEvent) -> SerializedEvent {
+        SerializedEvent {
+            event_version: self.to_version.to_owned(),
+            payload: (self.lift)(event.payload),
+            ..event
+        }
+    }
+}
