@@ -39,14 +39,26 @@ use server::Postmaster;
 pub struct Settings {
     /// The data directory; `embedded/` is made under it.
     pub data_dir: PathBuf,
-    /// The directory that holds `initdb`, `postgres` and `pg_ctl`; without it they are looked for, and downloaded where there are none.
-    pub binaries: Option<PathBuf>,
+    /// Whose `initdb`, `postgres` and `pg_ctl` to use.
+    pub programs: Programs,
     /// A Maven repository to download from instead of the public one, such as a company's mirror.
     pub releases_url: Option<String>,
     /// What to run so that [`reap`] watches over the cluster; without it a server whose users were all killed stays until the next command leaves.
     pub reaper: Option<Reaper>,
     /// Whether a commit survives a power failure; `false` is for the throw-away clusters of tests only.
     pub durable: bool,
+}
+
+/// Where PostgreSQL's programs come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Programs {
+    /// From this machine, and where it has none, downloaded.
+    #[default]
+    Find,
+    /// From this directory and no other.
+    In(PathBuf),
+    /// Downloaded, whatever this machine has.
+    Downloaded,
 }
 
 /// A command line that ends in a call of [`reap`] for the same data directory.
@@ -138,44 +150,38 @@ pub struct Embedded {
 /// # Errors
 ///
 /// Names what failed, where, and what can be done. Every wait has a bound. A server that was started for a command which then failed is stopped.
-pub async fn start(settings: &Settings, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<Embedded, EmbeddedError> {
+pub async fn start(
+    settings: &Settings,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Embedded, EmbeddedError> {
     let place = Place::prepare(&settings.data_dir)?;
     let starting = lease::start_lock(&place, &|| progress(Progress::Waiting)).await?;
     // Taken before the server is looked at, so that nobody who counts users from here on can miss this one.
     let share = lease::share(&place).await?;
-
-    let (found, created) = match server::find(&place).await? {
-        Some(postmaster) => (Found::Running(postmaster), false),
-        None => start_server(settings, &place, progress).await?,
-    };
-    let embedded = match enter(place.clone(), share, &found, created).await {
+    let embedded = match serve(settings, &place, share, progress).await {
         Ok(embedded) => embedded,
         Err(error) => {
-            if matches!(found, Found::Started(_)) {
-                if let Err(unstopped) = server::stop(&place).await {
-                    warn!(error = %unstopped, "could not stop the embedded PostgreSQL after a failed start");
-                }
+            // Our share is gone with the failure, and the server must not stay for nobody.
+            if let Err(unstopped) = stop_if_unused(&place).await {
+                warn!(error = %unstopped, "could not stop the embedded PostgreSQL after a failed start");
             }
             return Err(error);
         }
     };
-    if let Some(reaper) = &settings.reaper {
-        watch_over(&place, reaper)?;
-    }
     drop(starting);
 
-    progress(match found {
-        Found::Started(_) => Progress::Started,
-        Found::Running(_) => Progress::Attached,
-    });
     let description = &embedded.description;
+    progress(match description.origin {
+        Origin::Started => Progress::Started,
+        Origin::Attached => Progress::Attached,
+    });
     info!(
         version = description.version,
         binaries = %description.binaries.display(),
         data_dir = %description.data_dir.display(),
         account = description.account,
         origin = ?description.origin,
-        created,
+        created = description.created,
         "using the embedded PostgreSQL"
     );
     Ok(embedded)
@@ -202,14 +208,7 @@ impl Embedded {
     pub async fn leave(self) -> Result<Left, EmbeddedError> {
         let starting = lease::start_lock(&self.place, &|| ()).await?;
         drop(self.share);
-        let left = match lease::sole(&self.place).await? {
-            Some(sole) => {
-                server::stop(&self.place).await?;
-                drop(sole);
-                Left::Stopped
-            }
-            None => Left::StillInUse,
-        };
+        let left = stop_if_unused(&self.place).await?;
         drop(starting);
         info!(?left, "left the embedded PostgreSQL");
         Ok(left)
@@ -259,23 +258,62 @@ pub async fn reap(data_dir: &Path) -> Result<(), EmbeddedError> {
         lease::wait_until_unused(&place).await?;
         let starting = lease::start_lock(&place, &|| ()).await?;
         // Asked again under the lock: a command may have come while we waited for it.
-        if let Some(sole) = lease::sole(&place).await? {
-            server::stop(&place).await?;
-            drop(sole);
-            // In this order: whoever holds `start.lock` next finds no reaper on duty, and launches one.
-            drop(duty);
-            drop(starting);
-            return Ok(());
+        match stop_if_unused(&place).await? {
+            Left::Stopped => {
+                // In this order: whoever holds `start.lock` next finds no reaper on duty, and launches one.
+                drop(duty);
+                drop(starting);
+                return Ok(());
+            }
+            Left::StillInUse => {}
         }
     }
 }
 
-/// The server that a command will use.
-enum Found {
-    /// Another command started it.
-    Running(Postmaster),
-    /// This command has just started it.
-    Started(Postmaster),
+/// Stops the server if nobody has a share in it; asked under `start.lock`, by whoever has given up its own.
+async fn stop_if_unused(place: &Place) -> Result<Left, EmbeddedError> {
+    match lease::sole(place).await? {
+        Some(sole) => {
+            server::stop(place).await?;
+            drop(sole);
+            Ok(Left::Stopped)
+        }
+        None => Ok(Left::StillInUse),
+    }
+}
+
+/// Finds the server or starts it, connects once, which proves the password, and has it watched over.
+async fn serve(
+    settings: &Settings,
+    place: &Place,
+    share: Lease,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Embedded, EmbeddedError> {
+    let (postmaster, origin, created) = match server::find(place).await? {
+        Some(postmaster) => (postmaster, Origin::Attached, false),
+        None => {
+            let (postmaster, created) = start_server(settings, place, progress).await?;
+            (postmaster, Origin::Started, created)
+        }
+    };
+    let password = Password::read(place)?;
+    let version = server::enter(&postmaster, &password).await?;
+    if let Some(reaper) = &settings.reaper {
+        watch_over(place, reaper)?;
+    }
+    let url = server::url(&postmaster, &password);
+    let description = Description {
+        version,
+        binaries: server::binaries_of(place)?,
+        data_dir: place.data_dir().to_owned(),
+        socket_dir: postmaster.socket_dir,
+        port: postmaster.port,
+        account: place.account().name.clone(),
+        passfile: place.passfile(),
+        origin,
+        created,
+    };
+    Ok(Embedded { place: place.clone(), share, url, description })
 }
 
 /// Makes the cluster if there is none, and starts its server; tells whether it was made.
@@ -283,10 +321,11 @@ async fn start_server(
     settings: &Settings,
     place: &Place,
     progress: &(dyn Fn(Progress) + Send + Sync),
-) -> Result<(Found, bool), EmbeddedError> {
+) -> Result<(Postmaster, bool), EmbeddedError> {
     progress(Progress::Finding);
+    cluster::clear_abandoned(place);
     let existing = cluster::major(place)?;
-    let binaries = match binaries::find(settings.binaries.as_deref(), place, existing).await? {
+    let binaries = match binaries::find(&settings.programs, place, existing).await? {
         Some(binaries) => binaries,
         None => download_binaries(settings, place, existing, progress).await?,
     };
@@ -296,7 +335,7 @@ async fn start_server(
     }
     progress(Progress::Starting);
     let postmaster = server::start(place, &binaries, settings.durable).await?;
-    Ok((Found::Started(postmaster), existing.is_none()))
+    Ok((postmaster, existing.is_none()))
 }
 
 async fn download_binaries(
@@ -305,6 +344,7 @@ async fn download_binaries(
     existing: Option<u32>,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Binaries, EmbeddedError> {
+    place.make_dir(&place.binaries())?;
     let source = download::Source::new(settings.releases_url.as_deref());
     let dir = download::fetch(&source, &place.binaries(), existing, &|received, total| {
         progress(Progress::Downloading { received, total });
@@ -313,29 +353,6 @@ async fn download_binaries(
     binaries::inspect(&dir, place.account())
         .await
         .map_err(|reason| EmbeddedError::BinariesUnusable { dir, reason })
-}
-
-/// Connects once, which proves the password and the server's identity, and makes the database if it is missing.
-async fn enter(place: Place, share: Lease, found: &Found, created: bool) -> Result<Embedded, EmbeddedError> {
-    let (postmaster, origin) = match found {
-        Found::Running(postmaster) => (postmaster, Origin::Attached),
-        Found::Started(postmaster) => (postmaster, Origin::Started),
-    };
-    let password = Password::read(&place)?;
-    let version = server::enter(postmaster, &password).await?;
-    let description = Description {
-        version,
-        binaries: server::binaries_of(&place)?,
-        data_dir: place.data_dir().to_owned(),
-        socket_dir: postmaster.socket_dir.clone(),
-        port: postmaster.port,
-        account: place.account().name.clone(),
-        passfile: place.passfile(),
-        origin,
-        created,
-    };
-    let url = server::url(postmaster, &password);
-    Ok(Embedded { place, share, url, description })
 }
 
 /// Launches the reaper unless one is on duty. Called with `start.lock` held, so that a reaper that is about to end cannot be taken for one on duty.

@@ -33,7 +33,10 @@ text_type!(
     /// A media type (RFC 9110) of at most 100 characters: `audio/flac`.
     MimeType,
     |text| {
-        let well_formed = text.parse::<mime::Mime>().is_ok_and(|mime| mime.type_() != mime::STAR);
+        let well_formed = text.parse::<mime::Mime>().is_ok_and(|mime| {
+            let parts = [mime.type_(), mime.subtype()];
+            parts.iter().all(|part| *part != mime::STAR && !part.as_str().is_empty())
+        });
         if text.len() > 100 || !well_formed {
             return Err(ValueError::new("mime", "must be a media type of at most 100 characters"));
         }

@@ -1,0 +1,11 @@
+//! What is derived from the log: the six tables, and the projector that keeps them up to date.
+//!
+//! [`fold`](fold::fold) turns events into rows in memory and knows no database; `tables` reads and writes
+//! rows, set by set; [`projector`] is the live way from the log through the fold to the tables.
+
+pub mod fold;
+pub mod freshness;
+pub mod projector;
+pub mod schema;
+pub mod sweeper;
+pub mod tables;

@@ -40,10 +40,14 @@ pub enum EmbeddedError {
         account: String,
     },
     /// PostgreSQL refuses to run as root, and there is no other user.
-    #[error("PostgreSQL refuses to run as root, and neither `postgres` nor `nobody` is a user here: add one, or run the command as an ordinary user")]
+    #[error(
+        "PostgreSQL refuses to run as root, and neither `postgres` nor `nobody` is a user here: add one, or run the command as an ordinary user"
+    )]
     NoAccount,
     /// `initdb` refuses a user without a name.
-    #[error("user id {uid} has no name in the password database, which PostgreSQL needs: add an entry for it, or run the command as another user")]
+    #[error(
+        "user id {uid} has no name in the password database, which PostgreSQL needs: add an entry for it, or run the command as another user"
+    )]
     NamelessUser {
         /// The user id.
         uid: u32,
@@ -82,8 +86,10 @@ pub enum EmbeddedError {
         /// The file.
         path: PathBuf,
     },
-    /// There is no PostgreSQL here, and it could not be downloaded either.
-    #[error("there is no PostgreSQL 14 or later on this machine, and it could not be downloaded: install it, name the directory of its programs, or name a database")]
+    /// There are no programs here, and they could not be downloaded either.
+    #[error(
+        "PostgreSQL could not be downloaded: install PostgreSQL 14 or later, name the directory of its programs, or name a database"
+    )]
     Download(#[from] DownloadError),
     /// Another command does not let go.
     #[error("another command has held {} for {} seconds: see which one runs, and end it", path.display(), waited.as_secs())]

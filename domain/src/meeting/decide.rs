@@ -8,7 +8,7 @@ use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType, Meta, S3Key};
 use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
-use crate::speaker::{ClusterId, Decision, Diarization, LinkedBy};
+use crate::speaker::{ClusterId, Decision, Diarization};
 use crate::text::{Reason, Stage, WorkerId};
 
 /// The most bytes of a cached result.
@@ -141,7 +141,8 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
             }
         }
         MeetingCommand::CacheStageResult { stage, value, expires_at, at } => match &record.status {
-            Status::Processing { .. } | Status::Completed => cache(record, stage, value, *expires_at, *at),
+            _ if is_cached(record, stage, value, *at) => Ok(vec![]),
+            Status::Processing { .. } | Status::Completed => cache(record, stage, value, *expires_at),
             Status::Pending | Status::Failed { .. } => illegal(),
         },
         MeetingCommand::Complete { at } => match &record.status {
@@ -191,9 +192,7 @@ fn restart(current: &WorkerId, asking: &WorkerId) -> Decided {
 
 fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
     let of_this_attempt = record.diarized.as_ref().is_some_and(|(attempt, _)| *attempt == record.attempts);
-    let named_by_person =
-        |speaker: &crate::speaker::Speaker| speaker.link.is_some_and(|link| link.by == LinkedBy::Person);
-    if of_this_attempt && record.speakers.values().any(named_by_person) {
+    if of_this_attempt && record.corrected {
         return Err(MeetingError::SpeakersCorrected);
     }
     let diarized = MeetingEvent::SpeakersDiarized { attempt: record.attempts, clusters: clusters.clone() };
@@ -243,27 +242,22 @@ fn artifact(record: &Record, artifact_type: ArtifactType, s3_key: &S3Key, meta: 
     }
 }
 
-fn cache(
-    record: &Record,
-    stage: &Stage,
-    value: &str,
-    expires_at: Option<Timestamp>,
-    at: Timestamp,
-) -> Decided {
+/// A result that has expired is gone from the table: storing it again is no repetition.
+fn is_cached(record: &Record, stage: &Stage, value: &str, at: Timestamp) -> bool {
+    match (&record.content_fp, record.cached.get(stage)) {
+        (Some(content_fp), Some((known, until))) => {
+            until.is_none_or(|until| at < until) && *known == Record::cached_digest(content_fp, value)
+        }
+        (None, _) | (_, None) => false,
+    }
+}
+
+fn cache(record: &Record, stage: &Stage, value: &str, expires_at: Option<Timestamp>) -> Decided {
     let Some(content_fp) = &record.content_fp else {
         return Err(MeetingError::FingerprintMissing);
     };
     if value.len() > MAX_CACHED_BYTES || value.contains('\0') {
         return Err(MeetingError::UnfitValue);
-    }
-    let digest = Record::cached_digest(content_fp, value);
-    // A result that has expired is gone from the table: storing it again is no repetition.
-    let still_there = record
-        .cached
-        .get(stage)
-        .is_some_and(|(known, until)| *known == digest && until.is_none_or(|until| at < until));
-    if still_there {
-        return Ok(vec![]);
     }
     Ok(vec![MeetingEvent::StageResultCached {
         stage: stage.clone(),

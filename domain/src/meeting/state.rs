@@ -49,6 +49,8 @@ pub struct Record {
     pub diarized: Option<(u32, Digest)>,
     /// The latest diarization's speakers.
     pub speakers: BTreeMap<SpeakerId, Speaker>,
+    /// Whether a person decided about one of them, be it that it is nobody known.
+    pub corrected: bool,
     /// The latest artifact of each type.
     pub artifacts: BTreeMap<ArtifactType, Artifact>,
     /// The cached stages: digest of fingerprint and value, and when it expires.
@@ -139,6 +141,7 @@ fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
         language: None,
         diarized: None,
         speakers: BTreeMap::new(),
+        corrected: false,
         artifacts: BTreeMap::new(),
         cached: BTreeMap::new(),
     }
@@ -161,6 +164,7 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
             record.diarized = Some((*attempt, Digest::of(clusters)));
             record.speakers = speakers_of(record.id, *attempt, clusters);
+            record.corrected = false;
         }
         MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, .. } => {
             let link = Link { profile_id: *profile_id, confidence: Some(*confidence), by: LinkedBy::Machine };
@@ -170,6 +174,7 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
         MeetingEvent::SpeakerReassigned { speaker_id, to, .. } => {
             let link = to.map(|profile_id| Link { profile_id, confidence: None, by: LinkedBy::Person });
             relink(record, *speaker_id, link);
+            record.corrected = true;
         }
         MeetingEvent::ArtifactStored { artifact } => {
             record.artifacts.insert(artifact.artifact_type, artifact.clone());

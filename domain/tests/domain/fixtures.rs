@@ -1,0 +1,172 @@
+//! What was ever stored decodes for ever, and what does not decode says so without telling what it holds.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use cqrs_es::Aggregate;
+use domain::Event;
+use domain::event::DecodeError;
+use domain::meeting::{Meeting, MeetingEvent};
+use domain::profile::{Profile, ProfileEvent};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::given::json;
+
+/// A file of `fixtures/events`: the columns of the log's row.
+#[derive(Deserialize)]
+struct Fixture {
+    aggregate_type: String,
+    aggregate_id: String,
+    event_type: String,
+    event_version: String,
+    payload: Value,
+}
+
+impl Fixture {
+    fn decode(&self) -> Result<Event, DecodeError> {
+        Event::decode(
+            &self.aggregate_type,
+            &self.aggregate_id,
+            &self.event_type,
+            &self.event_version,
+            &self.payload.to_string(),
+        )
+    }
+}
+
+fn fixtures() -> BTreeMap<String, Fixture> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/events");
+    let read = |entry: std::io::Result<fs::DirEntry>| {
+        let path = entry.expect("the directory can be read").path();
+        let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let fixture = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        (name, fixture)
+    };
+    fs::read_dir(directory).expect("the fixtures are there").map(read).collect()
+}
+
+/// Says where `NAMES` lists the event. A new event stops the build here, and again if it is not listed.
+const fn listed(event: &Event) -> &'static str {
+    const M: [&str; MeetingEvent::NAMES.len()] = MeetingEvent::NAMES;
+    const P: [&str; ProfileEvent::NAMES.len()] = ProfileEvent::NAMES;
+    match event {
+        Event::Meeting(_, event) => match event {
+            MeetingEvent::MeetingRegistered(_) => M[0],
+            MeetingEvent::ProcessingStarted { .. } => M[1],
+            MeetingEvent::ContentFingerprinted { .. } => M[2],
+            MeetingEvent::LanguageDetected { .. } => M[3],
+            MeetingEvent::SpeakersDiarized { .. } => M[4],
+            MeetingEvent::SpeakerIdentified { .. } => M[5],
+            MeetingEvent::SpeakerNotIdentified { .. } => M[6],
+            MeetingEvent::SpeakerReassigned { .. } => M[7],
+            MeetingEvent::ArtifactStored { .. } => M[8],
+            MeetingEvent::StageResultCached { .. } => M[9],
+            MeetingEvent::MeetingCompleted(_) => M[10],
+            MeetingEvent::MeetingFailed { .. } => M[11],
+            MeetingEvent::MeetingErased { .. } => M[12],
+        },
+        Event::Profile(_, event) => match event {
+            ProfileEvent::ProfileCreated { .. } => P[0],
+            ProfileEvent::ProfileRenamed { .. } => P[1],
+            ProfileEvent::VoiceEnrolled { .. } => P[2],
+            ProfileEvent::VoiceRemoved { .. } => P[3],
+            ProfileEvent::ProfileErased { .. } => P[4],
+        },
+    }
+}
+
+#[test]
+fn every_event_ever_stored_decodes() {
+    for (file, fixture) in fixtures() {
+        assert_eq!(file, format!("{}.v{}.json", fixture.event_type, fixture.event_version));
+        let event = fixture.decode().unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert_eq!(event.aggregate_id().to_string(), fixture.aggregate_id, "{file}");
+        assert_eq!((event.name(), listed(&event)), (&*fixture.event_type, &*fixture.event_type), "{file}");
+        if fixture.event_version == event.version().to_string() {
+            // By way of text: a number written as f32 has its own shortest digits.
+            let again = match &event {
+                Event::Meeting(_, event) => json(event),
+                Event::Profile(_, event) => json(event),
+            };
+            assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), fixture.payload, "{file}");
+        }
+    }
+}
+
+#[test]
+fn every_event_has_a_fixture_of_its_current_version() {
+    let current: Vec<(String, &str)> = fixtures()
+        .into_values()
+        .map(|fixture| (fixture.decode().expect("every fixture decodes"), fixture))
+        .filter(|(event, fixture)| fixture.event_version == event.version().to_string())
+        .map(|(event, fixture)| (fixture.aggregate_type, event.name()))
+        .collect();
+    let of_meetings = MeetingEvent::NAMES.map(|name| (Meeting::TYPE, name));
+    let of_profiles = ProfileEvent::NAMES.map(|name| (Profile::TYPE, name));
+    for (aggregate, name) in of_meetings.into_iter().chain(of_profiles) {
+        assert!(current.contains(&(aggregate.to_owned(), name)), "{name} of a {aggregate} has no fixture");
+    }
+}
+
+const ID: &str = "0b8e9d64-3a57-4f0e-8c1d-6f2a94c7e5b1";
+const RENAMED: &str = r#"{"ProfileRenamed":{"display_name":"Ottilie Brandauer"}}"#;
+
+fn refused(aggregate: &str, id: &str, event_type: &str, version: &str, payload: &str) -> DecodeError {
+    let error = Event::decode(aggregate, id, event_type, version, payload).expect_err(payload);
+    for text in [error.to_string(), format!("{error:?}")] {
+        assert!(!text.contains("Ottilie"), "an error must not tell what the payload holds: {text}");
+    }
+    error
+}
+
+#[test]
+fn a_row_that_names_the_wrong_thing_is_refused() {
+    assert_eq!(
+        refused("invoice", ID, "ProfileRenamed", "1", RENAMED),
+        DecodeError::UnknownAggregate("invoice".to_owned())
+    );
+    assert_eq!(refused("profile", "Ottilie", "ProfileRenamed", "1", RENAMED), DecodeError::BadAggregateId);
+    assert_eq!(
+        refused("profile", ID, "ProfileErased", "1", RENAMED),
+        DecodeError::AnotherType { expected: "ProfileErased".to_owned(), found: "ProfileRenamed" }
+    );
+}
+
+#[test]
+fn an_event_of_a_newer_version_is_refused_whatever_its_shape() {
+    assert_eq!(
+        refused("profile", ID, "ProfileRenamed", "2", RENAMED),
+        DecodeError::UnknownVersion {
+            event_type: "ProfileRenamed".to_owned(),
+            event_version: "2".to_owned(),
+            newest: 1
+        }
+    );
+    let reshaped = r#"{"ProfileRenamed":{"name":{"given":"Ottilie"}}}"#;
+    let error = refused("profile", ID, "ProfileRenamed", "2", reshaped).to_string();
+    assert!(error.starts_with("ProfileRenamed version 2"), "{error}");
+}
+
+#[test]
+fn a_broken_payload_is_refused_without_being_quoted() {
+    let broken = [
+        r#"{"ProfileRenamed":{"display_name":"Ottilie Brand"#,
+        r#"{"ProfileRenamed":{"display_name":["Ottilie Brandauer"]}}"#,
+        r#"{"ProfileRenamed":{"display_name":"Ottilie\u0000Brandauer"}}"#,
+        r#"{"ProfileRenamed":{}, "Ottilie Brandauer":1}"#,
+        r#"{"Ottilie Brandauer":{}}"#,
+        r#""Ottilie Brandauer""#,
+        r#"{"ProfileCreated":{"profile_id":"Ottilie Brandauer"}}"#,
+        r#"{"VoiceEnrolled":{"sample_id":"Ottilie Brandauer","voice":{"model":"m","vector":[0]}}}"#,
+        r#"{"MeetingErased":{"reason":"Ottilie Brandauer","erased_at":"2026-06-30T22:15:00Z"}}"#,
+        "",
+    ];
+    for payload in broken {
+        let error = refused("profile", ID, "ProfileRenamed", "1", payload);
+        assert!(matches!(error, DecodeError::BadPayload { line: 0 | 1, .. }), "{payload}: {error:?}");
+        assert!(error.to_string().starts_with("ProfileRenamed version 1 does not decode"), "{error}");
+    }
+}

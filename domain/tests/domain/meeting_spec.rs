@@ -1,0 +1,542 @@
+//! What each command does to a meeting in each status, and why.
+
+use domain::Timestamp;
+use domain::artifact::{Artifact, ArtifactType};
+use domain::file::{DurationSeconds, File, SizeBytes};
+use domain::ids::{FileId, MeetingId, OwnerId, ProfileId, SpeakerId};
+use domain::meeting::{
+    FailMeeting, MAX_CACHED_BYTES, Meeting, MeetingCommand, MeetingCompleted, MeetingError, MeetingEvent,
+    MeetingRegistered, Origin, RegisterMeeting, Status,
+};
+use domain::speaker::{
+    Candidate, Cluster, ClusterId, Confidence, Decision, Diarization, Evidence, Link, LinkedBy, Speaker,
+};
+
+use crate::given::{Decider, at, given, id, parsed, story};
+
+pub(crate) fn meeting_id() -> MeetingId {
+    id(0x3ee7)
+}
+
+fn file(n: u128) -> File {
+    File {
+        id: id(n),
+        sha256: parsed(&"ab".repeat(32)),
+        mime: Some(parsed("audio/flac")),
+        size: SizeBytes::try_from(48_211_946).ok(),
+        duration: DurationSeconds::try_from(2718).ok(),
+        owner: Some(id(0x0)),
+    }
+}
+
+pub(crate) fn register(file_id: u128) -> MeetingCommand {
+    MeetingCommand::Register(RegisterMeeting { meeting_id: meeting_id(), file: file(file_id), at: at(0) })
+}
+
+pub(crate) fn start(worker: &str) -> MeetingCommand {
+    MeetingCommand::Start { worker: parsed(worker), at: at(10) }
+}
+
+pub(crate) fn retry(worker: &str) -> MeetingCommand {
+    MeetingCommand::Retry { worker: parsed(worker), at: at(20) }
+}
+
+pub(crate) fn reprocess(worker: &str) -> MeetingCommand {
+    MeetingCommand::Reprocess { worker: parsed(worker), at: at(30) }
+}
+
+pub(crate) fn fingerprint(content_fp: &str) -> MeetingCommand {
+    MeetingCommand::RecordFingerprint { content_fp: parsed(content_fp) }
+}
+
+pub(crate) fn language(language: &str) -> MeetingCommand {
+    MeetingCommand::RecordLanguage { language: parsed(language) }
+}
+
+/// Diarizes into clusters, each with the person whom a machine knew or none.
+pub(crate) fn speakers(clusters: &[(&str, Option<u128>)]) -> MeetingCommand {
+    let labels: Vec<&str> = clusters.iter().map(|(label, _)| *label).collect();
+    let decide = |(label, person): &(&str, Option<u128>)| {
+        let decision = match person {
+            Some(n) => Decision::Identified {
+                profile_id: id(*n),
+                confidence: confidence(0.91),
+                evidence: evidence(),
+            },
+            None => Decision::NotIdentified { evidence: evidence() },
+        };
+        (parsed(label), decision)
+    };
+    MeetingCommand::RecordSpeakers {
+        clusters: diarization(&labels),
+        decisions: clusters.iter().map(decide).collect(),
+    }
+}
+
+fn diarization(labels: &[&str]) -> Diarization {
+    let cluster = |label: &&str| Cluster {
+        cluster_id: parsed(label),
+        segments: vec![(0, 4180).into(), (9650, 12_730).into()],
+        voice: None,
+    };
+    labels.iter().map(cluster).collect::<Vec<_>>().try_into().expect("a test's labels differ")
+}
+
+fn confidence(number: f64) -> Confidence {
+    number.try_into().expect("a test's confidence is one")
+}
+
+fn evidence() -> Evidence {
+    let candidates = vec![Candidate { profile_id: id(1), score: confidence(0.91) }];
+    Evidence {
+        model: parsed("resemblyzer-0.1.4"),
+        policy_version: parsed("1"),
+        margin: Some(0.2),
+        candidates,
+    }
+}
+
+pub(crate) fn speaker(attempt: u32, label: &str) -> SpeakerId {
+    meeting_id().speaker(attempt, &parsed::<ClusterId>(label))
+}
+
+pub(crate) fn reassign(speaker_id: SpeakerId, to: Option<u128>) -> MeetingCommand {
+    MeetingCommand::ReassignSpeaker { speaker_id, to: to.map(id), reason: parsed("I was there") }
+}
+
+pub(crate) fn store(artifact_type: ArtifactType, s3_key: &str) -> MeetingCommand {
+    MeetingCommand::StoreArtifact { artifact_type, s3_key: parsed(s3_key), meta: None }
+}
+
+fn artifact(attempt: u32, artifact_type: ArtifactType, s3_key: &str) -> Artifact {
+    let id = meeting_id().artifact(attempt, artifact_type);
+    Artifact { id, attempt, artifact_type, s3_key: parsed(s3_key), meta: None }
+}
+
+pub(crate) fn cache(
+    stage: &str,
+    value: impl Into<String>,
+    now: Timestamp,
+    expires_at: Option<Timestamp>,
+) -> MeetingCommand {
+    MeetingCommand::CacheStageResult { stage: parsed(stage), value: value.into(), expires_at, at: now }
+}
+
+pub(crate) fn complete() -> MeetingCommand {
+    MeetingCommand::Complete { at: at(90) }
+}
+
+pub(crate) fn fail(reason: &str) -> MeetingCommand {
+    MeetingCommand::Fail(FailMeeting { stage: parsed("asr"), reason: parsed(reason), at: at(80) })
+}
+
+pub(crate) fn erase() -> MeetingCommand {
+    MeetingCommand::Erase { reason: parsed("by request"), at: at(99) }
+}
+
+/// Some speech of two people, of whom a machine knows the first, and all else that an attempt yields.
+fn work() -> [MeetingCommand; 5] {
+    [
+        fingerprint("fp"),
+        language("de"),
+        speakers(&[("a", Some(1)), ("b", None)]),
+        store(ArtifactType::TranscriptMd, "m/1.md"),
+        cache("asr", "{}", at(40), None),
+    ]
+}
+
+/// Returns the history of a meeting that was registered, taken on by Anna, worked on, and then `rest`.
+fn worked_on(rest: impl IntoIterator<Item = MeetingCommand>) -> Vec<MeetingEvent> {
+    story::<Meeting>([register(1), start("anna")].into_iter().chain(work()).chain(rest))
+}
+
+/// One answer per status, in the order of `column`: events, `-` for none, or a refusal's code.
+type Row = [&'static str; 8];
+
+/// A new status stops the build here: give it a column, and `histories` a history.
+fn column(meeting: &Meeting) -> usize {
+    match meeting {
+        Meeting::Unregistered => 0,
+        Meeting::Active(record) => match &record.status {
+            Status::Pending => 1,
+            Status::Processing { from: Origin::Pending, .. } => 2,
+            Status::Processing { from: Origin::Failed, .. } => 3,
+            Status::Processing { from: Origin::Completed, .. } => 4,
+            Status::Completed => 5,
+            Status::Failed { .. } => 6,
+        },
+        Meeting::Erased { .. } => 7,
+    }
+}
+
+fn histories() -> [Vec<MeetingEvent>; 8] {
+    [
+        vec![],
+        story::<Meeting>([register(1)]),
+        worked_on([]),
+        worked_on([fail("no GPU"), retry("anna")]),
+        worked_on([complete(), reprocess("anna")]),
+        worked_on([complete()]),
+        worked_on([fail("no GPU")]),
+        worked_on([erase()]),
+    ]
+}
+
+/// Every command twice: with news, and repeating what the histories tell.
+fn commands() -> [(MeetingCommand, MeetingCommand); 13] {
+    let [fp, lang, who, md, asr] = work();
+    let md2 = store(ArtifactType::TranscriptMd, "m/2.md");
+    [
+        (register(2), register(1)),
+        (start("bert"), start("anna")),
+        (retry("bert"), retry("anna")),
+        (reprocess("bert"), reprocess("anna")),
+        (fingerprint("other"), fp),
+        (language("fr"), lang),
+        (speakers(&[("a", Some(1))]), who),
+        (reassign(speaker(1, "a"), Some(2)), reassign(speaker(1, "a"), Some(1))),
+        (md2, md),
+        (cache("asr", "{\"n\":2}", at(41), None), asr),
+        (complete(), complete()),
+        (fail("no disk"), fail("no GPU")),
+        (erase(), erase()),
+    ]
+}
+
+/// Says what a command does with news and when repeated. A new command stops the build here: give it two
+/// rows, and `commands` an entry.
+#[rustfmt::skip]
+fn expected(command: &MeetingCommand) -> (Row, Row) {
+    const NONE: &str = "meeting_not_found";
+    const GONE: &str = "meeting_erased";
+    const BAD: &str = "illegal_transition";
+    const TAKEN: &str = "taken_by_another_worker";
+    const OTHER: &str = "another_file";
+    const WHO: &str = "speaker_not_found";
+    const REG: &str = "MeetingRegistered";
+    const START: &str = "ProcessingStarted";
+    const FP: &str = "ContentFingerprinted";
+    const LANG: &str = "LanguageDetected";
+    const SPK: &str = "SpeakersDiarized SpeakerIdentified";
+    const SPK2: &str = "SpeakersDiarized SpeakerIdentified SpeakerNotIdentified";
+    const RE: &str = "SpeakerReassigned";
+    const ART: &str = "ArtifactStored";
+    const CACHE: &str = "StageResultCached";
+    const DONE: &str = "MeetingCompleted";
+    const FAIL: &str = "MeetingFailed";
+    const ERASE: &str = "MeetingErased";
+    match command {
+        // unregistered, pending, processing: started, retried, reprocessed; completed, failed, erased
+        MeetingCommand::Register(_) => (
+            [REG, OTHER, OTHER, OTHER, OTHER, OTHER, OTHER, REG],
+            [REG, "-", "-", "-", "-", "-", "-", REG],
+        ),
+        MeetingCommand::Start { .. } => (
+            [NONE, START, TAKEN, BAD, BAD, BAD, BAD, GONE],
+            [NONE, START, "-", BAD, BAD, BAD, BAD, GONE],
+        ),
+        MeetingCommand::Retry { .. } => (
+            [NONE, BAD, BAD, TAKEN, BAD, BAD, START, GONE],
+            [NONE, BAD, BAD, "-", BAD, BAD, START, GONE],
+        ),
+        MeetingCommand::Reprocess { .. } => (
+            [NONE, BAD, BAD, BAD, TAKEN, START, BAD, GONE],
+            [NONE, BAD, BAD, BAD, "-", START, BAD, GONE],
+        ),
+        MeetingCommand::RecordFingerprint { .. } => (
+            [NONE, BAD, FP, FP, FP, BAD, BAD, GONE],
+            [NONE, BAD, "-", "-", "-", "-", "-", GONE],
+        ),
+        MeetingCommand::RecordLanguage { .. } => (
+            [NONE, BAD, LANG, LANG, LANG, BAD, BAD, GONE],
+            [NONE, BAD, "-", "-", "-", "-", "-", GONE],
+        ),
+        MeetingCommand::RecordSpeakers { .. } => (
+            [NONE, BAD, SPK, SPK, SPK, BAD, BAD, GONE],
+            [NONE, BAD, "-", SPK2, SPK2, "-", "-", GONE],
+        ),
+        MeetingCommand::ReassignSpeaker { .. } => (
+            [NONE, WHO, RE, RE, RE, RE, RE, GONE],
+            [NONE, WHO, "-", "-", "-", "-", "-", GONE],
+        ),
+        MeetingCommand::StoreArtifact { .. } => (
+            [NONE, BAD, ART, ART, ART, ART, BAD, GONE],
+            [NONE, BAD, "-", ART, ART, "-", "-", GONE],
+        ),
+        MeetingCommand::CacheStageResult { .. } => (
+            [NONE, BAD, CACHE, CACHE, CACHE, CACHE, BAD, GONE],
+            [NONE, BAD, "-", "-", "-", "-", "-", GONE],
+        ),
+        MeetingCommand::Complete { .. } => (
+            [NONE, BAD, DONE, DONE, DONE, "-", BAD, GONE],
+            [NONE, BAD, DONE, DONE, DONE, "-", BAD, GONE],
+        ),
+        MeetingCommand::Fail(_) => (
+            [NONE, BAD, FAIL, FAIL, FAIL, BAD, BAD, GONE],
+            [NONE, BAD, FAIL, FAIL, FAIL, BAD, "-", GONE],
+        ),
+        MeetingCommand::Erase { .. } => (
+            [NONE, ERASE, ERASE, ERASE, ERASE, ERASE, ERASE, "-"],
+            [NONE, ERASE, ERASE, ERASE, ERASE, ERASE, ERASE, "-"],
+        ),
+    }
+}
+
+#[test]
+fn the_histories_cover_every_status() {
+    assert_eq!(histories().map(|events| column(&Meeting::fold(&events))), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn every_command_is_answered_in_every_status_as_the_table_says() {
+    for (news, repetition) in commands() {
+        let answers = |command: &MeetingCommand| {
+            histories().map(|events| given::<Meeting>(events).when(command.clone()).in_words())
+        };
+        let (row, repeated_row) = expected(&news);
+        assert_eq!(answers(&news), row, "{} with news", news.name());
+        assert_eq!(answers(&repetition), repeated_row, "{} repeated", repetition.name());
+    }
+}
+
+#[test]
+fn a_refusal_says_where_the_meeting_stands_and_what_was_asked() {
+    let refused = |history, command, status, name| {
+        let error = MeetingError::IllegalTransition { status, command: name };
+        given::<Meeting>(history).when(command).then_refused(error);
+    };
+    refused(story::<Meeting>([register(1)]), complete(), "pending", "complete");
+    refused(worked_on([]), retry("anna"), "processing", "retry");
+    refused(worked_on([complete()]), fail("late"), "completed", "fail");
+    refused(worked_on([fail("no GPU")]), start("anna"), "failed", "start");
+}
+
+#[test]
+fn a_meeting_s_life_is_told_by_its_events() {
+    let anna: ProfileId = id(1);
+    let owner: OwnerId = id(0);
+    let file_id: FileId = id(1);
+    let [a, b] = ["a", "b"].map(|label| speaker(1, label));
+    let md = artifact(1, ArtifactType::TranscriptMd, "m/1.md");
+    let by_machine = Link { profile_id: anna, confidence: Some(confidence(0.91)), by: LinkedBy::Machine };
+    let told = worked_on([complete(), reprocess("bert"), fail("no GPU"), erase()]);
+    let expected = [
+        MeetingEvent::MeetingRegistered(MeetingRegistered {
+            meeting_id: meeting_id(),
+            file: file(1),
+            registered_at: at(0),
+        }),
+        MeetingEvent::ProcessingStarted { attempt: 1, worker: parsed("anna"), started_at: at(10) },
+        MeetingEvent::ContentFingerprinted { attempt: 1, content_fp: parsed("fp") },
+        MeetingEvent::LanguageDetected { attempt: 1, language: parsed("de") },
+        MeetingEvent::SpeakersDiarized { attempt: 1, clusters: diarization(&["a", "b"]) },
+        MeetingEvent::SpeakerIdentified {
+            speaker_id: a,
+            profile_id: anna,
+            confidence: confidence(0.91),
+            evidence: evidence(),
+        },
+        MeetingEvent::SpeakerNotIdentified { speaker_id: b, evidence: evidence() },
+        MeetingEvent::ArtifactStored { artifact: md.clone() },
+        MeetingEvent::StageResultCached {
+            stage: parsed("asr"),
+            content_fp: parsed("fp"),
+            value: "{}".to_owned(),
+            expires_at: None,
+        },
+        MeetingEvent::MeetingCompleted(MeetingCompleted {
+            meeting_id: meeting_id(),
+            file_id,
+            owner: Some(owner),
+            language: Some(parsed("de")),
+            attempt: 1,
+            started_at: at(10),
+            finished_at: at(90),
+            speakers: vec![
+                Speaker { id: a, cluster_id: parsed("a"), link: Some(by_machine) },
+                Speaker { id: b, cluster_id: parsed("b"), link: None },
+            ],
+            artifacts: vec![md],
+        }),
+        MeetingEvent::ProcessingStarted { attempt: 2, worker: parsed("bert"), started_at: at(30) },
+        MeetingEvent::MeetingFailed {
+            attempt: 2,
+            stage: parsed("asr"),
+            reason: parsed("no GPU"),
+            failed_at: at(80),
+        },
+        MeetingEvent::MeetingErased { reason: parsed("by request"), erased_at: at(99) },
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn attempts_count_on_over_an_erasure_and_a_new_registration() {
+    let history = worked_on([fail("no GPU"), retry("anna"), erase(), erase(), register(2)]);
+    let third = MeetingEvent::ProcessingStarted { attempt: 3, worker: parsed("bert"), started_at: at(10) };
+    given::<Meeting>(history.clone()).when(start("bert")).then([third]);
+    // Nothing else is left of what was erased.
+    given::<Meeting>(history)
+        .when(reassign(speaker(1, "a"), None))
+        .then_refused(MeetingError::UnknownSpeaker);
+}
+
+fn completed(history: Vec<MeetingEvent>) -> MeetingCompleted {
+    let events = Meeting::fold(&history).decide(&complete()).expect("the meeting is being processed");
+    match events.as_slice() {
+        [MeetingEvent::MeetingCompleted(completed)] => completed.clone(),
+        other => panic!("expected a completion, got {other:?}"),
+    }
+}
+
+#[test]
+fn reprocessing_replaces_speakers_and_artifacts() {
+    let vtt = store(ArtifactType::TranscriptVtt, "m/2.vtt");
+    let history = worked_on([complete(), reprocess("bert"), speakers(&[("a", None)]), vtt]);
+    let second = completed(history.clone());
+    assert_eq!(second.speakers, [Speaker { id: speaker(2, "a"), cluster_id: parsed("a"), link: None }]);
+    assert_eq!(second.artifacts, [artifact(2, ArtifactType::TranscriptVtt, "m/2.vtt")]);
+    // The first attempt's speakers are gone as soon as the second one diarized.
+    given::<Meeting>(history)
+        .when(reassign(speaker(1, "b"), None))
+        .then_refused(MeetingError::UnknownSpeaker);
+}
+
+#[test]
+fn an_attempt_without_results_completes_without_those_of_an_earlier_one() {
+    for history in [worked_on([complete(), reprocess("bert")]), worked_on([fail("no GPU"), retry("bert")])] {
+        let second = completed(history);
+        assert_eq!((second.attempt, second.speakers, second.artifacts), (2, vec![], vec![]));
+    }
+}
+
+#[test]
+fn speakers_are_listed_in_order_of_cluster() {
+    let history = worked_on([speakers(&[("10", None), ("2", None), ("1", None)])]);
+    let labels: Vec<String> = completed(history).speakers.iter().map(|s| s.cluster_id.to_string()).collect();
+    assert_eq!(labels, ["1", "10", "2"]);
+}
+
+#[test]
+fn decisions_name_clusters_that_were_diarized() {
+    let decided = |label: &str| MeetingCommand::RecordSpeakers {
+        clusters: diarization(&["x", "y"]),
+        decisions: vec![(parsed(label), Decision::NotIdentified { evidence: evidence() })],
+    };
+    given::<Meeting>(worked_on([])).when(decided("z")).then_refused(MeetingError::UnknownCluster);
+    given::<Meeting>(worked_on([])).when(decided("y")).then([
+        MeetingEvent::SpeakersDiarized { attempt: 1, clusters: diarization(&["x", "y"]) },
+        MeetingEvent::SpeakerNotIdentified { speaker_id: speaker(1, "y"), evidence: evidence() },
+    ]);
+}
+
+#[test]
+fn a_diarization_after_a_person_s_correction_is_refused_until_the_next_attempt() {
+    let anew = speakers(&[("c", Some(1))]);
+    // A person corrects a machine as well by saying that a speaker is nobody known.
+    for to in [Some(2), None] {
+        let corrected = [reassign(speaker(1, "a"), to)];
+        given::<Meeting>(worked_on(corrected.clone()))
+            .when(anew.clone())
+            .then_refused(MeetingError::SpeakersCorrected);
+        given::<Meeting>(worked_on(corrected.clone())).when(work()[2].clone()).then_nothing();
+        // The next attempt is free of it, also to diarize twice.
+        let next = corrected.into_iter().chain([complete(), reprocess("bert")]);
+        for rest in [vec![], vec![work()[2].clone()]] {
+            let history = worked_on(next.clone().chain(rest));
+            let answer = given::<Meeting>(history).when(anew.clone()).in_words();
+            assert_eq!(answer, "SpeakersDiarized SpeakerIdentified");
+        }
+    }
+}
+
+#[test]
+fn a_reassignment_tells_what_was_held_until_then() {
+    let a = speaker(1, "a");
+    let reassigned = |from: Option<u128>, to: Option<u128>, confidence, by| MeetingEvent::SpeakerReassigned {
+        speaker_id: a,
+        from: from.map(id),
+        to: to.map(id),
+        reason: parsed("I was there"),
+        previous_confidence: confidence,
+        previous_by: by,
+    };
+    let sure = Some(confidence(0.91));
+    let steps = [
+        reassigned(Some(1), Some(2), sure, Some(LinkedBy::Machine)),
+        reassigned(Some(2), None, None, Some(LinkedBy::Person)),
+        reassigned(None, Some(1), None, None),
+    ];
+    let commands = [Some(2), None, Some(1)].map(|to| reassign(a, to));
+    for history in [vec![], vec![complete()], vec![fail("no GPU")]] {
+        let told = worked_on(history.clone().into_iter().chain(commands.clone()));
+        assert_eq!(told[told.len() - 3..], steps);
+        given::<Meeting>(told).when(reassign(a, Some(1))).then_nothing();
+    }
+}
+
+#[test]
+fn a_speaker_of_another_meeting_or_attempt_is_unknown() {
+    for stranger in [speaker(2, "a"), speaker(1, "c"), id::<MeetingId>(9).speaker(1, &parsed("a"))] {
+        given::<Meeting>(worked_on([]))
+            .when(reassign(stranger, Some(2)))
+            .then_refused(MeetingError::UnknownSpeaker);
+    }
+}
+
+#[test]
+fn an_artifact_takes_the_place_of_an_older_one_of_its_type() {
+    let newer = artifact(1, ArtifactType::TranscriptMd, "m/1b.md");
+    let stored = MeetingEvent::ArtifactStored { artifact: newer.clone() };
+    let store_newer = store(ArtifactType::TranscriptMd, "m/1b.md");
+    for history in [worked_on([]), worked_on([complete()])] {
+        given::<Meeting>(history).when(store_newer.clone()).then([stored.clone()]);
+    }
+    assert_eq!(completed(worked_on([store_newer])).artifacts, [newer]);
+}
+
+#[test]
+fn a_cached_result_is_stored_again_only_once_it_expired_or_changed() {
+    let until = Some(at(60));
+    let history = worked_on([cache("align", "{}", at(50), until)]);
+    let cached = |content_fp: &str, value: &str| MeetingEvent::StageResultCached {
+        stage: parsed("align"),
+        content_fp: parsed(content_fp),
+        value: value.to_owned(),
+        expires_at: until,
+    };
+    let when = |history: &[MeetingEvent], value: &str, now| {
+        given::<Meeting>(history.to_vec()).when(cache("align", value, now, until))
+    };
+    when(&history, "{}", at(59)).then_nothing();
+    when(&history, "{}", at(60)).then([cached("fp", "{}")]);
+    when(&history, "[]", at(59)).then([cached("fp", "[]")]);
+    // Here alone the clock makes a repetition of news: what had expired before it came is never there.
+    let expired = worked_on([cache("align", "{}", at(60), until)]);
+    when(&expired, "{}", at(60)).then([cached("fp", "{}")]);
+    let other_audio =
+        [history, vec![MeetingEvent::ContentFingerprinted { attempt: 1, content_fp: parsed("2") }]];
+    when(&other_audio.concat(), "{}", at(59)).then([cached("2", "{}")]);
+}
+
+#[test]
+fn a_result_is_cached_only_under_a_known_fingerprint_and_within_bounds() {
+    let started = story::<Meeting>([register(1), start("anna")]);
+    given::<Meeting>(started)
+        .when(cache("asr", "{}", at(40), None))
+        .then_refused(MeetingError::FingerprintMissing);
+    let when = |value: String| given::<Meeting>(worked_on([])).when(cache("asr", value, at(41), None));
+    assert_eq!(when("x".repeat(MAX_CACHED_BYTES)).in_words(), "StageResultCached");
+    when("x".repeat(MAX_CACHED_BYTES + 1)).then_refused(MeetingError::UnfitValue);
+    when("é".repeat(MAX_CACHED_BYTES / 2 + 1)).then_refused(MeetingError::UnfitValue);
+    when("a\0".to_owned()).then_refused(MeetingError::UnfitValue);
+}
+
+#[test]
+fn an_event_that_does_not_fit_the_state_changes_nothing() {
+    let life = worked_on([complete(), erase()]);
+    assert_eq!(Meeting::fold(&life[1..]), Meeting::Unregistered);
+    let erased = Meeting::fold(&life);
+    assert_eq!(erased, Meeting::Erased { attempts: 1 });
+    assert_eq!(Meeting::fold(life.iter().chain(&life[1..])), erased);
+}

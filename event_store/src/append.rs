@@ -1,0 +1,376 @@
+//! Appending to the log: all appends now waiting go to the database as one group, in one statement, with
+//! one flush to disk.
+//!
+//! One task per process does so, on a connection of its own. An append whose connection died is settled by
+//! calling `log.append` again with the same command id, under the append lock: what was committed answers
+//! as a duplicate. (Merely looking could miss an append that is still committing.)
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{Connection, PgConnection, PgPool, Row};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::retry::{backoff, is_transient};
+use crate::wake::Head;
+
+/// The most appends that wait; one more is refused until there is room.
+const QUEUE: usize = 4096;
+/// The most appends of one group.
+const GROUP_APPENDS: usize = 256;
+/// The bytes of payload after which a group takes no further append.
+const GROUP_BYTES: usize = 8 * 1024 * 1024;
+/// How long one call of the database may take.
+const CALL: Duration = Duration::from_secs(20);
+/// How long a group is tried before its appends are answered with an error.
+const GIVE_UP: Duration = Duration::from_secs(30);
+
+/// Events to be appended to one aggregate, on behalf of one command.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The command. Known already, the append is a duplicate.
+    pub command_id: Uuid,
+    /// The HMAC of the command's request, by which a key used for two requests is found out. Empty for a
+    /// command without a key.
+    pub request_hmac: Vec<u8>,
+    /// `meeting` or `profile`.
+    pub aggregate_type: &'static str,
+    /// Which one.
+    pub aggregate_id: String,
+    /// How many events the aggregate must have. Has it another number, the append is a conflict.
+    pub expected_version: i64,
+    /// Who did it and on behalf of what, as a flat JSON object; of every event.
+    pub metadata: String,
+    /// The events. None at all is a command without effect that is to be remembered.
+    pub events: Vec<NewEvent>,
+}
+
+/// An event to be appended.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// The event's name.
+    pub event_type: String,
+    /// The version of its shape.
+    pub event_version: String,
+    /// What happened, as JSON.
+    pub payload: String,
+}
+
+/// What became of an append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the log.
+    Appended(Place),
+    /// The command was accepted before; this is where.
+    Duplicate {
+        /// What became of the command then.
+        place: Place,
+        /// The HMAC of the request then.
+        request_hmac: Vec<u8>,
+    },
+    /// The aggregate has another number of events than expected.
+    Conflict {
+        /// The number that it has.
+        actual_version: i64,
+    },
+}
+
+/// Where in the log an accepted command's events are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The aggregate's version after the command.
+    pub version: i64,
+    /// The first event's position; none for a command without effect.
+    pub first_position: Option<i64>,
+    /// The last event's position; for a command without effect the log's end at that moment.
+    pub last_position: i64,
+}
+
+/// Why an append has no outcome.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AppendError {
+    /// Too many appends are waiting. Nothing was appended.
+    #[error("too many appends are waiting")]
+    Busy,
+    /// The process is shutting down. Nothing was appended.
+    #[error("the log is closing")]
+    Closed,
+    /// The database could not be reached in time. Whether the append took effect is not known; the same
+    /// command tells when it is sent again.
+    #[error("the database could not be reached: {0}")]
+    Unavailable(String),
+    /// The database refuses the append's data. Nothing was appended.
+    #[error("the database refuses the append ({0})")]
+    Refused(String),
+}
+
+struct Waiting {
+    append: Append,
+    answer: oneshot::Sender<Result<Outcome, AppendError>>,
+}
+
+/// The way to append. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Appender {
+    queue: mpsc::Sender<Waiting>,
+}
+
+impl Appender {
+    /// Starts the task that appends. It ends when `shutdown` is cancelled or the last `Appender` is gone,
+    /// after everything in its queue.
+    pub(crate) fn start(
+        pool: &PgPool,
+        head: Head,
+        shutdown: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let options = pool.connect_options().as_ref().clone();
+        let task = AppendTask { options, connection: None, head };
+        tasks.spawn(task.run(waiting, shutdown.clone()));
+        Self { queue }
+    }
+
+    /// Appends, and returns what became of it once it is on disk. An append once taken is carried out
+    /// even if the caller stops waiting.
+    pub async fn append(&self, append: Append) -> Result<Outcome, AppendError> {
+        let (answer, outcome) = oneshot::channel();
+        self.queue.try_send(Waiting { append, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => AppendError::Busy,
+            mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
+        })?;
+        outcome.await.map_err(|_| AppendError::Closed)?
+    }
+}
+
+struct AppendTask {
+    options: PgConnectOptions,
+    connection: Option<PgConnection>,
+    head: Head,
+}
+
+impl AppendTask {
+    async fn run(mut self, mut queue: mpsc::Receiver<Waiting>, shutdown: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                first = queue.recv() => first,
+                // Closing lets nobody in; what is in the queue is still received, then `None`.
+                () = shutdown.cancelled(), if !queue.is_closed() => { queue.close(); continue }
+            };
+            let Some(first) = first else { break };
+            let group = take_group(first, &mut queue);
+            self.append_group(group).await;
+        }
+        if let Some(connection) = self.connection.take() {
+            // A server that does not answer any more is not waited for.
+            let _ = timeout(Duration::from_secs(1), connection.close()).await;
+        }
+    }
+
+    /// Appends a group and answers its appends. A group that fails on its data is halved, down to the one
+    /// append at fault: it never fails its neighbours.
+    async fn append_group(&mut self, group: Vec<Waiting>) {
+        let mut halves = vec![group];
+        while let Some(mut group) = halves.pop() {
+            let appends = group.iter().map(|waiting| &waiting.append).collect::<Vec<_>>();
+            metrics::histogram!("minutebook_append_group_size").record(appends.len() as f64);
+            match self.call_until_settled(&appends).await {
+                Ok(outcomes) => {
+                    for (waiting, outcome) in group.into_iter().zip(outcomes) {
+                        count(&outcome);
+                        // Nobody may be waiting any more; the append stands all the same.
+                        let _ = waiting.answer.send(Ok(outcome));
+                    }
+                }
+                Err(AppendError::Refused(_)) if group.len() > 1 => {
+                    let second = group.split_off(group.len() / 2);
+                    halves.push(second);
+                    halves.push(group);
+                }
+                Err(error) => {
+                    for waiting in group {
+                        let _ = waiting.answer.send(Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Calls the database, again after a lost connection, until it answers or too much time has passed.
+    async fn call_until_settled(&mut self, appends: &[&Append]) -> Result<Vec<Outcome>, AppendError> {
+        let started = Instant::now();
+        let mut failures = 0;
+        loop {
+            let error = match timeout(CALL, self.call(appends)).await {
+                Ok(Ok(outcomes)) => return Ok(outcomes),
+                Ok(Err(error)) => error,
+                Err(_) => sqlx::Error::PoolTimedOut,
+            };
+            if !is_transient(&error) {
+                return Err(refusal(&error));
+            }
+            self.connection = None;
+            failures += 1;
+            metrics::counter!("minutebook_append_retries_total").increment(1);
+            if failures == 1 {
+                warn!(%error, appends = appends.len(), "an append was interrupted and will be settled");
+            }
+            let pause = backoff(failures, Duration::from_millis(20), Duration::from_secs(2));
+            if started.elapsed() + pause > GIVE_UP {
+                return Err(AppendError::Unavailable(error.to_string()));
+            }
+            sleep(pause).await;
+        }
+    }
+
+    async fn call(&mut self, appends: &[&Append]) -> Result<Vec<Outcome>, sqlx::Error> {
+        if self.connection.is_none() {
+            self.connection = Some(PgConnection::connect_with(&self.options).await?);
+        }
+        let Some(connection) = &mut self.connection else { return Err(sqlx::Error::WorkerCrashed) };
+        let outcomes = call_log_append(connection, appends).await?;
+        let newest = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Appended(place) => Some(place.last_position),
+            Outcome::Duplicate { .. } | Outcome::Conflict { .. } => None,
+        });
+        if let Some(newest) = newest.max() {
+            self.head.advance(newest);
+        }
+        Ok(outcomes)
+    }
+}
+
+/// Takes what is waiting, within bounds.
+fn take_group(first: Waiting, queue: &mut mpsc::Receiver<Waiting>) -> Vec<Waiting> {
+    let size = |waiting: &Waiting| waiting.append.events.iter().map(|event| event.payload.len()).sum::<usize>();
+    let mut bytes = size(&first);
+    let mut group = vec![first];
+    while group.len() < GROUP_APPENDS && bytes < GROUP_BYTES {
+        let Ok(next) = queue.try_recv() else { break };
+        bytes += size(&next);
+        group.push(next);
+    }
+    group
+}
+
+/// Cuts a group where a command or an aggregate comes a second time; returns the cuts as counts of appends
+/// from the start. See `log.append`.
+fn chunk_ends(appends: &[&Append]) -> Vec<i32> {
+    let mut ends = Vec::new();
+    let mut commands = HashSet::new();
+    let mut aggregates = HashSet::new();
+    for (n, append) in (0..).zip(appends) {
+        let command = commands.contains(&append.command_id);
+        if command || aggregates.contains(&(append.aggregate_type, &append.aggregate_id)) {
+            ends.push(n);
+            commands.clear();
+            aggregates.clear();
+        }
+        commands.insert(append.command_id);
+        aggregates.insert((append.aggregate_type, &append.aggregate_id));
+    }
+    ends.push(i32::try_from(appends.len()).unwrap_or(i32::MAX));
+    ends
+}
+
+async fn call_log_append(
+    connection: &mut PgConnection,
+    appends: &[&Append],
+) -> Result<Vec<Outcome>, sqlx::Error> {
+    let counts = appends.iter().map(|append| append.events.len() as i32).collect::<Vec<_>>();
+    let events = || {
+        (1..).zip(appends).flat_map(|(n, append)| (1..).zip(&append.events).map(move |(m, event)| (n, m, event)))
+    };
+    let rows = sqlx::query(
+        "SELECT outcome, version, first_position, last_position, request_hmac
+           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+    )
+    .bind(appends.iter().map(|append| append.command_id).collect::<Vec<_>>())
+    .bind(appends.iter().map(|append| append.request_hmac.as_slice()).collect::<Vec<_>>())
+    .bind(appends.iter().map(|append| append.aggregate_type).collect::<Vec<_>>())
+    .bind(appends.iter().map(|append| append.aggregate_id.as_str()).collect::<Vec<_>>())
+    .bind(appends.iter().map(|append| append.expected_version).collect::<Vec<_>>())
+    .bind(counts)
+    .bind(appends.iter().map(|append| append.metadata.as_str()).collect::<Vec<_>>())
+    .bind(events().map(|(n, _, _)| n).collect::<Vec<i32>>())
+    .bind(events().map(|(_, m, _)| m).collect::<Vec<i32>>())
+    .bind(events().map(|(_, _, event)| event.event_type.as_str()).collect::<Vec<_>>())
+    .bind(events().map(|(_, _, event)| event.event_version.as_str()).collect::<Vec<_>>())
+    .bind(events().map(|(_, _, event)| event.payload.as_str()).collect::<Vec<_>>())
+    .bind(chunk_ends(appends))
+    .fetch_all(connection)
+    .await?;
+    if rows.len() != appends.len() {
+        return Err(sqlx::Error::Protocol("log.append did not answer every append".to_owned()));
+    }
+    rows.iter().map(outcome).collect()
+}
+
+fn outcome(row: &PgRow) -> Result<Outcome, sqlx::Error> {
+    let version = row.try_get("version")?;
+    let place = || {
+        Ok::<_, sqlx::Error>(Place {
+            version,
+            first_position: row.try_get("first_position")?,
+            last_position: row.try_get("last_position")?,
+        })
+    };
+    match row.try_get("outcome")? {
+        "appended" => Ok(Outcome::Appended(place()?)),
+        "duplicate" => {
+            Ok(Outcome::Duplicate { place: place()?, request_hmac: row.try_get("request_hmac")? })
+        }
+        "conflict" => Ok(Outcome::Conflict { actual_version: version }),
+        other => Err(sqlx::Error::Protocol(format!("log.append answered {other:?}"))),
+    }
+}
+
+/// The database's own words may quote the data: only the code and a constraint's name go on.
+fn refusal(error: &sqlx::Error) -> AppendError {
+    let database = error.as_database_error();
+    let code = database.and_then(|e| e.code()).map(|code| format!("SQLSTATE {code}"));
+    let constraint = database.and_then(|e| e.constraint()).map(|name| format!(", constraint {name}"));
+    AppendError::Refused(match code {
+        Some(code) => code + &constraint.unwrap_or_default(),
+        None => "protocol error".to_owned(),
+    })
+}
+
+fn count(outcome: &Outcome) {
+    let outcome = match outcome {
+        Outcome::Appended(_) => "appended",
+        Outcome::Duplicate { .. } => "duplicate",
+        Outcome::Conflict { .. } => "conflict",
+    };
+    metrics::counter!("minutebook_appends_total", "outcome" => outcome).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(command: u128, aggregate: &str) -> Append {
+        Append {
+            command_id: Uuid::from_u128(command),
+            request_hmac: vec![],
+            aggregate_type: "meeting",
+            aggregate_id: aggregate.to_owned(),
+            expected_version: 0,
+            metadata: "{}".to_owned(),
+            events: vec![],
+        }
+    }
+
+    #[test]
+    fn a_group_is_cut_where_a_command_or_an_aggregate_comes_twice() {
+        let appends = [append(1, "a"), append(2, "b"), append(3, "a"), append(3, "c"), append(4, "d")];
+        assert_eq!(chunk_ends(&appends.iter().collect::<Vec<_>>()), [2, 3, 5]);
+        assert_eq!(chunk_ends(&appends[..2].iter().collect::<Vec<_>>()), [2]);
+    }
+}

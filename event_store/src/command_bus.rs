@@ -1,0 +1,423 @@
+//! Load, decide, append; on a conflict reload and decide again, a bounded number of times.
+//!
+//! States are cached. A cached state may have been overtaken by another process, so it never has the last
+//! word: an event decided on a stale state meets its conflict at the append, and a refusal or an empty
+//! decision is decided again on a fresh load.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cqrs_es::event_sink::EventSink;
+use cqrs_es::persist::PersistedEventStore;
+use cqrs_es::{Aggregate, AggregateError, DomainEvent, EventStore as _};
+use domain::meeting::Meeting;
+use domain::profile::Profile;
+use lru::LruCache;
+use sqlx::{PgPool, Row};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::EventStore;
+use crate::append::{Append, AppendError, Appender, NewEvent, Outcome, Place};
+use crate::repository::LogRepository;
+use crate::retry::backoff;
+
+/// How often a command that meets a conflict is decided anew.
+const TRIES: u32 = 20;
+/// How many states of each kind of aggregate are kept.
+const CACHED: NonZeroUsize = NonZeroUsize::new(20_000).expect("not zero");
+
+/// Takes commands to meetings and profiles. Cloning it is cheap.
+#[derive(Clone)]
+pub struct CommandBus {
+    meetings: Arc<Handler<Meeting>>,
+    profiles: Arc<Handler<Profile>>,
+    pool: PgPool,
+}
+
+/// What comes with a command besides what it asks.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// The client's own mark for the command, if it gave one.
+    pub key: Option<IdempotencyKey>,
+    /// The version that the aggregate must have, or the command is refused.
+    pub if_match: Option<i64>,
+    /// The aggregate is probably new: spares the look for its events. Right also when it is not.
+    pub probably_new: bool,
+    /// Who asks: an opaque id.
+    pub actor: String,
+    /// `person`, `service` or `system`.
+    pub actor_kind: String,
+    /// What the command belongs to; a new id if absent.
+    pub correlation_id: Option<String>,
+    /// What caused the command; the command itself if absent.
+    pub causation_id: Option<String>,
+}
+
+/// A client's `Idempotency-Key`, bound to caller and route, and what it was used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The command's id, derived from caller, route and key.
+    pub command_id: Uuid,
+    /// An HMAC of the request.
+    pub request_hmac: Vec<u8>,
+}
+
+/// An accepted command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The aggregate.
+    pub aggregate_id: String,
+    /// Its version after the command.
+    pub version: i64,
+    /// A position at which the command's effect shows.
+    pub position: i64,
+    /// The names of the events that followed; empty for a command that had already had its effect.
+    pub events: Vec<String>,
+}
+
+/// Why a command was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError<E: std::error::Error + 'static> {
+    /// The aggregate refuses it.
+    #[error(transparent)]
+    Refused(E),
+    /// The aggregate has another version than `If-Match` says.
+    #[error("version {expected} was expected, it is {actual}")]
+    StaleVersion {
+        /// What the caller said.
+        expected: i64,
+        /// What it is.
+        actual: i64,
+    },
+    /// The key was used for another request before.
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+    /// Others kept changing the aggregate.
+    #[error("the aggregate kept changing; {TRIES} tries met a conflict")]
+    Contended,
+    /// The append has no outcome.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The database did not answer as it should while {phase}.
+    #[error("the database failed while {phase}")]
+    Database {
+        /// What was being done.
+        phase: &'static str,
+        /// What the database said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The aggregate's events cannot be loaded.
+    #[error("the aggregate cannot be loaded")]
+    Load(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl CommandBus {
+    /// Returns a bus over `store`.
+    pub fn new(store: &EventStore) -> Self {
+        Self {
+            meetings: Arc::new(Handler::new(store.pool().clone(), store.appender().clone())),
+            profiles: Arc::new(Handler::new(store.pool().clone(), store.appender().clone())),
+            pool: store.pool().clone(),
+        }
+    }
+
+    /// Carries out a command to a meeting.
+    pub async fn meeting(
+        &self,
+        id: domain::ids::MeetingId,
+        command: domain::meeting::MeetingCommand,
+        context: &Context,
+    ) -> Result<Accepted, CommandError<domain::meeting::MeetingError>> {
+        let name = command.name();
+        let started = Instant::now();
+        let result = execute(&self.pool, &self.meetings, id.to_string(), command, context).await;
+        measure("meeting", name, started, &result);
+        result
+    }
+
+    /// Carries out a command to a profile.
+    pub async fn profile(
+        &self,
+        id: domain::ids::ProfileId,
+        command: domain::profile::ProfileCommand,
+        context: &Context,
+    ) -> Result<Accepted, CommandError<domain::profile::ProfileError>> {
+        let name = command.name();
+        let started = Instant::now();
+        let result = execute(&self.pool, &self.profiles, id.to_string(), command, context).await;
+        measure("profile", name, started, &result);
+        result
+    }
+
+    /// Loads a meeting afresh: its state and its version.
+    pub async fn load_meeting(
+        &self,
+        id: domain::ids::MeetingId,
+    ) -> Result<(Meeting, i64), CommandError<domain::meeting::MeetingError>> {
+        let loaded = self.meetings.load(&id.to_string()).await?;
+        Ok((loaded.state, loaded.version))
+    }
+}
+
+/// A state and the number of events that it is made of.
+#[derive(Clone)]
+struct Versioned<A> {
+    state: A,
+    version: i64,
+}
+
+struct Handler<A: Aggregate> {
+    store: PersistedEventStore<LogRepository, A>,
+    appender: Appender,
+    cache: Mutex<LruCache<String, Versioned<A>>>,
+}
+
+impl<A: Aggregate + Clone> Handler<A>
+where
+    A::Error: 'static,
+{
+    fn new(pool: PgPool, appender: Appender) -> Self {
+        let repository = LogRepository::new(pool, appender.clone());
+        let store = PersistedEventStore::new_event_store(repository)
+            .with_upcasters(domain::upcast::for_cqrs_es());
+        Self { store, appender, cache: Mutex::new(LruCache::new(CACHED)) }
+    }
+
+    fn cached(&self, id: &str) -> Option<Versioned<A>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// A slower load or append of an older version never takes a newer one's place.
+    fn remember(&self, id: &str, new: Versioned<A>) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.peek(id).is_none_or(|known| known.version < new.version) {
+            cache.put(id.to_owned(), new);
+        }
+    }
+
+    async fn load(&self, id: &str) -> Result<Versioned<A>, CommandError<A::Error>> {
+        let loaded = self.store.load_aggregate(id).await.map_err(|error| match error {
+            AggregateError::UserError(error) => CommandError::Refused(error),
+            AggregateError::AggregateConflict => CommandError::Contended,
+            AggregateError::DatabaseConnectionError(source)
+            | AggregateError::DeserializationError(source)
+            | AggregateError::UnexpectedError(source) => load_error(source),
+        })?;
+        let version = i64::try_from(loaded.current_sequence).unwrap_or(i64::MAX);
+        let loaded = Versioned { state: loaded.aggregate, version };
+        if version > 0 {
+            self.remember(id, loaded.clone());
+        }
+        Ok(loaded)
+    }
+}
+
+/// postgres-es hands the database's error on in a box.
+fn load_error<E: std::error::Error + 'static>(
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> CommandError<E> {
+    match source.downcast::<sqlx::Error>() {
+        Ok(source) => CommandError::Database { phase: "loading an aggregate", source: *source },
+        Err(source) => CommandError::Load(source),
+    }
+}
+
+async fn execute<A>(
+    pool: &PgPool,
+    handler: &Handler<A>,
+    id: String,
+    command: A::Command,
+    context: &Context,
+) -> Result<Accepted, CommandError<A::Error>>
+where
+    A: Aggregate<Services = ()> + Clone,
+    A::Command: Clone,
+    A::Error: 'static,
+{
+    // Before anything else: a repeated command gets its first answer even if the world has moved on.
+    if let Some(key) = &context.key
+        && let Some((aggregate_id, place, request_hmac)) = known_command(pool, key.command_id).await?
+    {
+        return repeated(pool, aggregate_id, place, &request_hmac, context).await;
+    }
+    let command_id = context.key.as_ref().map_or_else(Uuid::now_v7, |key| key.command_id);
+    let metadata = metadata(command_id, context);
+
+    let mut stale = match handler.cached(&id) {
+        None if context.probably_new => Some(Versioned { state: A::default(), version: 0 }),
+        cached => cached,
+    };
+    for attempt in 1..=TRIES {
+        let (current, fresh) = match stale.take() {
+            Some(state) => (state, false),
+            None => (handler.load(&id).await?, true),
+        };
+        if let Some(expected) = context.if_match
+            && expected != current.version
+        {
+            if fresh {
+                return Err(CommandError::StaleVersion { expected, actual: current.version });
+            }
+            continue;
+        }
+        let mut next = current.clone();
+        let sink = EventSink::default();
+        let decided = next.state.handle(command.clone(), &(), &sink).await;
+        let events = sink.collect().await;
+        match decided {
+            Err(_) if !fresh => continue,
+            Err(error) => return Err(CommandError::Refused(error)),
+            Ok(()) if events.is_empty() && !fresh => continue,
+            Ok(()) if events.is_empty() && context.key.is_none() => {
+                return without_effect(pool, A::TYPE, id, current.version).await;
+            }
+            Ok(()) => {}
+        }
+        next.version += events.len() as i64;
+        let names = events.iter().map(DomainEvent::event_type).collect();
+        let append = Append {
+            command_id,
+            request_hmac: context.key.as_ref().map(|key| key.request_hmac.clone()).unwrap_or_default(),
+            aggregate_type: A::TYPE,
+            aggregate_id: id.clone(),
+            expected_version: current.version,
+            metadata: metadata.clone(),
+            events: events.iter().map(new_event).collect(),
+        };
+        match handler.appender.append(append).await? {
+            Outcome::Appended(place) => {
+                handler.remember(&id, next);
+                let (version, position) = (place.version, place.last_position);
+                return Ok(Accepted { aggregate_id: id, version, position, events: names });
+            }
+            // The same command came twice at once, or our own append was settled after a lost connection.
+            Outcome::Duplicate { place, request_hmac } => {
+                return repeated(pool, id, place, &request_hmac, context).await;
+            }
+            Outcome::Conflict { actual_version } => {
+                metrics::counter!("minutebook_command_conflicts_total", "aggregate" => A::TYPE).increment(1);
+                if let Some(expected) = context.if_match {
+                    return Err(CommandError::StaleVersion { expected, actual: actual_version });
+                }
+                // The first retry comes at once: most conflicts have one rival, and it is through.
+                if fresh {
+                    sleep(backoff(attempt, Duration::from_millis(1), Duration::from_millis(100))).await;
+                }
+            }
+        }
+    }
+    Err(CommandError::Contended)
+}
+
+fn new_event<E: DomainEvent>(event: &E) -> NewEvent {
+    NewEvent {
+        event_type: event.event_type(),
+        event_version: event.event_version(),
+        payload: serde_json::to_string(event).expect("events have string keys and finite numbers"),
+    }
+}
+
+fn metadata(command_id: Uuid, context: &Context) -> String {
+    let command_id = command_id.to_string();
+    let correlation_id = context.correlation_id.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+    let causation_id = context.causation_id.clone().unwrap_or_else(|| command_id.clone());
+    let metadata = BTreeMap::from([
+        ("command_id", command_id.as_str()),
+        ("correlation_id", &correlation_id),
+        ("causation_id", &causation_id),
+        ("actor", &context.actor),
+        ("actor_kind", &context.actor_kind),
+    ]);
+    serde_json::to_string(&metadata).expect("a map of strings serializes")
+}
+
+type KnownCommand = (String, Place, Vec<u8>);
+
+async fn known_command<E: std::error::Error + 'static>(
+    pool: &PgPool,
+    command_id: Uuid,
+) -> Result<Option<KnownCommand>, CommandError<E>> {
+    let database = |source| CommandError::Database { phase: "looking up an idempotency key", source };
+    let row = sqlx::query(
+        "SELECT aggregate_id, version, first_position, last_position, request_hmac
+           FROM log.commands WHERE command_id = $1",
+    )
+    .bind(command_id)
+    .fetch_optional(pool)
+    .await
+    .map_err(database)?;
+    let known = |row: sqlx::postgres::PgRow| {
+        let place = Place {
+            version: row.try_get(1)?,
+            first_position: row.try_get(2)?,
+            last_position: row.try_get(3)?,
+        };
+        Ok((row.try_get(0)?, place, row.try_get(4)?))
+    };
+    row.map(known).transpose().map_err(database)
+}
+
+/// Gives a command's first answer once more, if it really is the same command.
+async fn repeated<E: std::error::Error + 'static>(
+    pool: &PgPool,
+    aggregate_id: String,
+    place: Place,
+    request_hmac: &[u8],
+    context: &Context,
+) -> Result<Accepted, CommandError<E>> {
+    if context.key.as_ref().is_some_and(|key| key.request_hmac != request_hmac) {
+        return Err(CommandError::KeyReused);
+    }
+    let events = sqlx::query_scalar(
+        "SELECT event_type FROM log.events WHERE position BETWEEN $1 AND $2 ORDER BY position",
+    )
+    .bind(place.first_position.unwrap_or(place.last_position + 1))
+    .bind(place.last_position)
+    .fetch_all(pool)
+    .await
+    .map_err(|source| CommandError::Database { phase: "reading a repeated command's events", source })?;
+    Ok(Accepted { aggregate_id, version: place.version, position: place.last_position, events })
+}
+
+/// Answers a command that had already had its effect: the aggregate's newest event shows it.
+async fn without_effect<E: std::error::Error + 'static>(
+    pool: &PgPool,
+    aggregate_type: &str,
+    aggregate_id: String,
+    version: i64,
+) -> Result<Accepted, CommandError<E>> {
+    let position = sqlx::query_scalar(
+        "SELECT position FROM log.events
+          WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence = $3",
+    )
+    .bind(aggregate_type)
+    .bind(&aggregate_id)
+    .bind(version)
+    .fetch_optional(pool)
+    .await
+    .map_err(|source| CommandError::Database { phase: "looking up an aggregate's position", source })?;
+    Ok(Accepted { aggregate_id, version, position: position.unwrap_or(0), events: vec![] })
+}
+
+fn measure<E: std::error::Error + 'static>(
+    aggregate: &'static str,
+    command: &'static str,
+    started: Instant,
+    result: &Result<Accepted, CommandError<E>>,
+) {
+    let outcome = match result {
+        Ok(accepted) if accepted.events.is_empty() => "no_effect",
+        Ok(_) => "accepted",
+        Err(CommandError::Refused(_)) => "refused",
+        Err(CommandError::StaleVersion { .. }) => "stale",
+        Err(CommandError::KeyReused) => "key_reused",
+        Err(CommandError::Contended) => "contended",
+        Err(CommandError::Append(_) | CommandError::Database { .. } | CommandError::Load(_)) => "failed",
+    };
+    let labels = [("aggregate", aggregate), ("command", command), ("outcome", outcome)];
+    metrics::histogram!("minutebook_command_seconds", &labels).record(started.elapsed().as_secs_f64());
+}

@@ -1,0 +1,240 @@
+//! Reading the log: in order from a position, and its identity and end.
+
+use chrono::{DateTime, Utc};
+use domain::event::{DecodeError, Event};
+use domain::ids::LogSecret;
+use futures::TryStreamExt;
+use sqlx::{PgExecutor, PgPool, Row};
+use uuid::Uuid;
+
+use crate::Identity;
+
+/// An event and its place in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recorded {
+    /// The place: 1, 2, 3 … over the whole log.
+    pub position: i64,
+    /// When it was appended; never earlier than the position before.
+    pub recorded_at: DateTime<Utc>,
+    /// The place among the events of its aggregate, from 1.
+    pub sequence: i64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// An event as its row has it, not decoded.
+#[derive(Debug, Clone)]
+pub struct StoredEvent {
+    /// The place: 1, 2, 3 … over the whole log.
+    pub position: i64,
+    /// When it was appended.
+    pub recorded_at: DateTime<Utc>,
+    /// `meeting` or `profile`.
+    pub aggregate_type: String,
+    /// Which one.
+    pub aggregate_id: String,
+    /// The place among the events of its aggregate, from 1.
+    pub sequence: i64,
+    /// The event's name.
+    pub event_type: String,
+    /// The version of its shape.
+    pub event_version: String,
+    /// What happened, as JSON.
+    pub payload: String,
+    /// Who did it and on behalf of what, as a flat JSON object.
+    pub metadata: String,
+}
+
+/// Why the log cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The database did not answer as it should.
+    #[error("cannot read the log after position {after}")]
+    Database {
+        /// The last position that was read.
+        after: i64,
+        /// What the database said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A position is missing. Positions have no holes by construction, so the log is damaged.
+    #[error("the log is damaged: position {missing} is missing, position {found} follows")]
+    Hole {
+        /// The first position that is missing.
+        missing: i64,
+        /// The position found in its place.
+        found: i64,
+    },
+    /// An event cannot be decoded.
+    #[error("the event at position {position} cannot be read")]
+    Decode {
+        /// Where it is.
+        position: i64,
+        /// Why.
+        #[source]
+        source: DecodeError,
+    },
+}
+
+impl StoredEvent {
+    /// Decodes the event.
+    pub fn decode(&self) -> Result<Recorded, LogError> {
+        let event = Event::decode(
+            &self.aggregate_type,
+            &self.aggregate_id,
+            &self.event_type,
+            &self.event_version,
+            &self.payload,
+        )
+        .map_err(|source| LogError::Decode { position: self.position, source })?;
+        Ok(Recorded { position: self.position, recorded_at: self.recorded_at, sequence: self.sequence, event })
+    }
+}
+
+/// How much is read at once.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchLimits {
+    /// The most events.
+    pub events: usize,
+    /// The bytes of payload after which no further event is taken.
+    pub bytes: usize,
+}
+
+/// Reads the events after position `after`, in order, at most one batch. An empty batch means that the
+/// log ends here. A hole is an error that names it.
+pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<StoredEvent>, LogError> {
+    let failed = |source| LogError::Database { after, source };
+    let mut rows = sqlx::query(
+        "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence,
+                event_type, event_version, payload::text AS payload, metadata::text AS metadata
+           FROM log.events WHERE position > $1 ORDER BY position LIMIT $2",
+    )
+    .bind(after)
+    .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
+    .fetch(pool);
+
+    let mut events = Vec::new();
+    let mut bytes = 0;
+    let mut expected = after + 1;
+    while let Some(row) = rows.try_next().await.map_err(failed)? {
+        let event = stored_event(&row).map_err(failed)?;
+        if event.position != expected {
+            return Err(LogError::Hole { missing: expected, found: event.position });
+        }
+        expected += 1;
+        bytes += event.payload.len();
+        events.push(event);
+        // Rows are taken from the connection as they come; the rest stays unread.
+        if bytes >= limits.bytes {
+            break;
+        }
+    }
+    Ok(events)
+}
+
+/// Reads the events of one aggregate after `after_sequence` that lie at or before position `until`, in
+/// order, at most `limit`.
+pub async fn read_aggregate(
+    executor: impl PgExecutor<'_>,
+    aggregate_type: &str,
+    aggregate_id: Uuid,
+    after_sequence: i64,
+    until: i64,
+    limit: i64,
+) -> Result<Vec<StoredEvent>, sqlx::Error> {
+    sqlx::query(
+        "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence,
+                event_type, event_version, payload::text AS payload, metadata::text AS metadata
+           FROM log.events
+          WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence > $3 AND position <= $4
+          ORDER BY sequence LIMIT $5",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_id.to_string())
+    .bind(after_sequence)
+    .bind(until)
+    .bind(limit)
+    .fetch_all(executor)
+    .await?
+    .iter()
+    .map(stored_event)
+    .collect()
+}
+
+fn stored_event(row: &sqlx::postgres::PgRow) -> Result<StoredEvent, sqlx::Error> {
+    Ok(StoredEvent {
+        position: row.try_get(0)?,
+        recorded_at: row.try_get(1)?,
+        aggregate_type: row.try_get(2)?,
+        aggregate_id: row.try_get(3)?,
+        sequence: row.try_get(4)?,
+        event_type: row.try_get(5)?,
+        event_version: row.try_get(6)?,
+        payload: row.try_get(7)?,
+        metadata: row.try_get(8)?,
+    })
+}
+
+/// Returns the position of the newest event; 0 for an empty log.
+pub async fn head(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
+    let newest = sqlx::query_scalar("SELECT position FROM log.events ORDER BY position DESC LIMIT 1");
+    Ok(newest.fetch_optional(executor).await?.unwrap_or(0))
+}
+
+/// Returns the version that an aggregate had when the log ended at `position`: its number of events.
+pub async fn version_at(
+    executor: impl PgExecutor<'_>,
+    aggregate_type: &str,
+    aggregate_id: Uuid,
+    position: i64,
+) -> Result<i64, sqlx::Error> {
+    let version = sqlx::query_scalar(
+        "SELECT sequence FROM log.events
+          WHERE aggregate_type = $1 AND aggregate_id = $2 AND position <= $3
+          ORDER BY sequence DESC LIMIT 1",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_id.to_string())
+    .bind(position);
+    Ok(version.fetch_optional(executor).await?.unwrap_or(0))
+}
+
+/// Returns when the event at `position` was recorded, if there is one.
+pub async fn recorded_at(
+    executor: impl PgExecutor<'_>,
+    position: i64,
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar("SELECT recorded_at FROM log.events WHERE position = $1")
+        .bind(position)
+        .fetch_optional(executor)
+        .await
+}
+
+/// Returns who the log is.
+pub async fn identity(executor: impl PgExecutor<'_>) -> Result<Identity, sqlx::Error> {
+    let row = sqlx::query("SELECT log_id, epoch, secret FROM log.identity").fetch_one(executor).await?;
+    let secret: Vec<u8> = row.try_get("secret")?;
+    let secret = secret.try_into().map_err(|_| sqlx::Error::Decode("the secret has not 32 bytes".into()))?;
+    Ok(Identity {
+        log_id: row.try_get("log_id")?,
+        epoch: row.try_get("epoch")?,
+        secret: LogSecret::new(secret),
+    })
+}
+
+/// Forgets at most `limit` commands accepted before `before`; returns how many.
+pub async fn forget_commands(
+    executor: impl PgExecutor<'_>,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let forgotten = sqlx::query(
+        "DELETE FROM log.commands WHERE command_id IN (
+             SELECT command_id FROM log.commands WHERE accepted_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(before)
+    .bind(limit)
+    .execute(executor)
+    .await?;
+    Ok(forgotten.rows_affected())
+}

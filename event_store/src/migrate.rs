@@ -1,0 +1,17 @@
+//! Brings the log's schema up to date.
+
+use std::borrow::Cow;
+
+use sqlx::PgPool;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+/// Applies the migrations that the database lacks. Several processes may do so at once: sqlx holds a lock.
+///
+/// Fails when a migration fails, and when the database was migrated by a newer Minutebook.
+pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
+    let migration = |version, description: &'static str, sql: &'static str| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into(), false)
+    };
+    let migrations = vec![migration(1, "log", include_str!("../../migrations/0001_log.sql"))];
+    Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }.run(pool).await
+}

@@ -1,0 +1,102 @@
+//! The repository that cqrs-es works with: loading is postgres-es's, appending is ours.
+//!
+//! Snapshots and streams are refused: postgres-es applies events twice with the ones, and ends the others
+//! early without an error when the connection is lost (see `docs/adr/0001-log-over-postgres-es.md`).
+
+use cqrs_es::Aggregate;
+use cqrs_es::persist::{
+    PersistedEventRepository, PersistenceError, ReplayStream, SerializedEvent, SerializedSnapshot,
+};
+use postgres_es::PostgresEventRepository;
+use serde_json::Value;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::append::{Append, AppendError, Appender, NewEvent, Outcome};
+
+/// Loads aggregates' events through postgres-es, and appends through the [`Appender`].
+pub struct LogRepository {
+    loading: PostgresEventRepository,
+    appender: Appender,
+}
+
+impl LogRepository {
+    /// Returns a repository over `log.events`.
+    pub fn new(pool: PgPool, appender: Appender) -> Self {
+        Self { loading: PostgresEventRepository::new(pool).with_tables("log.events", "log.no_snapshots"), appender }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} are not used here")]
+struct Unsupported(&'static str);
+
+impl From<Unsupported> for PersistenceError {
+    fn from(error: Unsupported) -> Self {
+        Self::UnknownError(Box::new(error))
+    }
+}
+
+impl PersistedEventRepository for LogRepository {
+    async fn get_events<A: Aggregate>(&self, id: &str) -> Result<Vec<SerializedEvent>, PersistenceError> {
+        self.loading.get_events::<A>(id).await
+    }
+
+    async fn get_last_events<A: Aggregate>(
+        &self,
+        id: &str,
+        last_sequence: usize,
+    ) -> Result<Vec<SerializedEvent>, PersistenceError> {
+        self.loading.get_last_events::<A>(id, last_sequence).await
+    }
+
+    async fn get_snapshot<A: Aggregate>(
+        &self,
+        _id: &str,
+    ) -> Result<Option<SerializedSnapshot>, PersistenceError> {
+        Err(Unsupported("snapshots").into())
+    }
+
+    async fn persist<A: Aggregate>(
+        &self,
+        events: &[SerializedEvent],
+        snapshot_update: Option<(String, Value, usize)>,
+    ) -> Result<(), PersistenceError> {
+        if snapshot_update.is_some() {
+            return Err(Unsupported("snapshots").into());
+        }
+        let Some(first) = events.first() else { return Ok(()) };
+        let append = Append {
+            command_id: Uuid::now_v7(),
+            request_hmac: vec![],
+            aggregate_type: A::TYPE,
+            aggregate_id: first.aggregate_id.clone(),
+            expected_version: i64::try_from(first.sequence).unwrap_or(i64::MAX) - 1,
+            metadata: first.metadata.to_string(),
+            events: events
+                .iter()
+                .map(|event| NewEvent {
+                    event_type: event.event_type.clone(),
+                    event_version: event.event_version.clone(),
+                    payload: event.payload.to_string(),
+                })
+                .collect(),
+        };
+        match self.appender.append(append).await {
+            Ok(Outcome::Appended(_)) => Ok(()),
+            Ok(Outcome::Conflict { .. } | Outcome::Duplicate { .. }) => {
+                Err(PersistenceError::OptimisticLockError)
+            }
+            Err(error @ AppendError::Unavailable(_)) => Err(PersistenceError::ConnectionError(Box::new(error))),
+            Err(error) => Err(PersistenceError::UnknownError(Box::new(error))),
+        }
+    }
+
+    async fn stream_events<A: Aggregate>(&self, _id: &str) -> Result<ReplayStream, PersistenceError> {
+        Err(Unsupported("streams").into())
+    }
+
+    async fn stream_all_events<A: Aggregate>(&self) -> Result<ReplayStream, PersistenceError> {
+        Err(Unsupported("streams").into())
+    }
+}

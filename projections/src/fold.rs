@@ -1,0 +1,308 @@
+//! The one fold: events into rows, in memory. The live projector and every rebuild go through it, so that
+//! they agree by construction.
+//!
+//! The rows of an aggregate depend on its own events alone, and rows are all the state that the fold has:
+//! whoever has loaded them from the tables can fold on.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use domain::Event;
+use domain::artifact::Artifact;
+use domain::ids::{MeetingId, ProfileId};
+use domain::meeting::{MeetingCompleted, MeetingEvent, MeetingRegistered};
+use domain::profile::ProfileEvent;
+use domain::speaker::Speaker;
+use event_store::log::Recorded;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::tables::artifacts::ArtifactRow;
+use crate::tables::cache::CacheWrite;
+use crate::tables::files::FileRow;
+use crate::tables::meetings::MeetingRow;
+use crate::tables::speakers::SpeakerRow;
+use crate::tables::user_profiles::{Embedding, UserProfileRow};
+
+/// How long a completed meeting's result stays in the cache, counted from the event that renewed it.
+const RESULT_TTL: TimeDelta = TimeDelta::days(30);
+
+/// The rows of one aggregate.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rows {
+    /// Of a meeting.
+    Meeting(MeetingRows),
+    /// Of a profile.
+    Profile(ProfileRows),
+}
+
+/// The rows of one meeting.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MeetingRows {
+    /// Its file.
+    pub file: Option<FileRow>,
+    /// Itself.
+    pub meeting: Option<MeetingRow>,
+    /// Its speakers by id.
+    pub speakers: BTreeMap<Uuid, SpeakerRow>,
+    /// Its artifacts by id.
+    pub artifacts: BTreeMap<Uuid, ArtifactRow>,
+    /// What it wrote to the cache since the rows were loaded, by key: the only keys that meetings share.
+    pub cache: BTreeMap<String, CacheWrite>,
+}
+
+/// The row of one profile.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ProfileRows {
+    /// The person.
+    pub profile: Option<UserProfileRow>,
+}
+
+impl Rows {
+    /// Returns the rows of the aggregate of `event` before its first event: none.
+    pub fn empty_for(event: &Event) -> Self {
+        match event {
+            Event::Meeting(..) => Self::Meeting(MeetingRows::default()),
+            Event::Profile(..) => Self::Profile(ProfileRows::default()),
+        }
+    }
+}
+
+/// Takes an event into the rows of its aggregate.
+pub fn fold(rows: &mut Rows, recorded: &Recorded) {
+    match (rows, &recorded.event) {
+        (Rows::Meeting(rows), Event::Meeting(id, event)) => fold_meeting(rows, *id, event, recorded),
+        (Rows::Profile(rows), Event::Profile(id, event)) => fold_profile(rows, *id, event),
+        (Rows::Meeting(_), Event::Profile(..)) | (Rows::Profile(_), Event::Meeting(..)) => {
+            debug_assert!(false, "rows and event are of one aggregate");
+        }
+    }
+}
+
+fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, recorded: &Recorded) {
+    match event {
+        MeetingEvent::MeetingRegistered(registered) => register(rows, registered),
+        MeetingEvent::ProcessingStarted { started_at, .. } => {
+            if let Some(meeting) = &mut rows.meeting {
+                "processing".clone_into(&mut meeting.status);
+                meeting.started_at = Some(*started_at);
+                meeting.finished_at = None;
+            }
+        }
+        MeetingEvent::ContentFingerprinted { content_fp, .. } => {
+            if let Some(file) = &mut rows.file {
+                file.content_fp = Some(content_fp.as_str().to_owned());
+            }
+        }
+        MeetingEvent::LanguageDetected { language, .. } => {
+            if let Some(meeting) = &mut rows.meeting {
+                meeting.language = Some(language.as_str().to_owned());
+            }
+        }
+        MeetingEvent::SpeakersDiarized { attempt, clusters } => {
+            let speaker = |cluster: &domain::speaker::Cluster| {
+                let speaker_id = id.speaker(*attempt, &cluster.cluster_id);
+                speaker_row(id, &Speaker { id: speaker_id, cluster_id: cluster.cluster_id.clone(), link: None })
+            };
+            rows.speakers = clusters.clusters().iter().map(speaker).map(|row| (row.id, row)).collect();
+        }
+        MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, .. } => {
+            link(rows, speaker_id.as_uuid(), Some(profile_id.as_uuid()), Some(confidence.get()));
+        }
+        MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => {
+            link(rows, speaker_id.as_uuid(), None, None);
+        }
+        MeetingEvent::SpeakerReassigned { speaker_id, to, .. } => {
+            // A person's word has no degree of confidence.
+            link(rows, speaker_id.as_uuid(), to.map(|profile| profile.as_uuid()), None);
+        }
+        MeetingEvent::ArtifactStored { artifact } => {
+            let row = artifact_row(id, artifact);
+            rows.artifacts.retain(|_, other| other.artifact_type != row.artifact_type);
+            rows.artifacts.insert(row.id, row);
+        }
+        MeetingEvent::StageResultCached { stage, content_fp, value, expires_at } => {
+            let key = format!("{stage}:{content_fp}");
+            let entry = Some((value.clone(), *expires_at));
+            rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry });
+        }
+        MeetingEvent::MeetingCompleted(completed) => complete(rows, id, completed),
+        MeetingEvent::MeetingFailed { failed_at, .. } => {
+            if let Some(meeting) = &mut rows.meeting {
+                "failed".clone_into(&mut meeting.status);
+                meeting.finished_at = Some(*failed_at);
+            }
+        }
+        MeetingEvent::MeetingErased { .. } => {
+            rows.file = None;
+            rows.meeting = None;
+            rows.speakers.clear();
+            rows.artifacts.clear();
+            let key = result_key(id);
+            rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry: None });
+        }
+    }
+    if renews_result(event) {
+        cache_result(rows, id, recorded);
+    }
+}
+
+fn register(rows: &mut MeetingRows, registered: &MeetingRegistered) {
+    let file = &registered.file;
+    rows.file = Some(FileRow {
+        id: file.id.as_uuid(),
+        sha256: file.sha256.as_str().to_owned(),
+        content_fp: None,
+        mime: file.mime.as_ref().map(|mime| mime.as_str().to_owned()),
+        duration: file.duration.map(domain::file::DurationSeconds::get),
+        size: file.size.map(domain::file::SizeBytes::get),
+        owner: file.owner.map(|owner| owner.as_uuid()),
+        created_at: Some(registered.registered_at),
+    });
+    rows.meeting = Some(MeetingRow {
+        id: registered.meeting_id.as_uuid(),
+        file_id: Some(file.id.as_uuid()),
+        status: "pending".to_owned(),
+        language: None,
+        started_at: Some(registered.registered_at),
+        finished_at: None,
+    });
+}
+
+/// The event says which speakers and artifacts are the attempt's; those of earlier attempts go.
+fn complete(rows: &mut MeetingRows, id: MeetingId, completed: &MeetingCompleted) {
+    if let Some(meeting) = &mut rows.meeting {
+        "completed".clone_into(&mut meeting.status);
+        meeting.language = completed.language.as_ref().map(|language| language.as_str().to_owned());
+        meeting.started_at = Some(completed.started_at);
+        meeting.finished_at = Some(completed.finished_at);
+    }
+    let speakers = completed.speakers.iter().map(|speaker| speaker_row(id, speaker));
+    rows.speakers = speakers.map(|row| (row.id, row)).collect();
+    let artifacts = completed.artifacts.iter().map(|artifact| artifact_row(id, artifact));
+    rows.artifacts = artifacts.map(|row| (row.id, row)).collect();
+}
+
+fn speaker_row(meeting: MeetingId, speaker: &Speaker) -> SpeakerRow {
+    SpeakerRow {
+        id: speaker.id.as_uuid(),
+        meeting_id: Some(meeting.as_uuid()),
+        cluster_id: Some(speaker.cluster_id.as_str().to_owned()),
+        user_profile_id: speaker.link.map(|link| link.profile_id.as_uuid()),
+        confidence: speaker.link.and_then(|link| link.confidence).map(domain::speaker::Confidence::get),
+    }
+}
+
+fn artifact_row(meeting: MeetingId, artifact: &Artifact) -> ArtifactRow {
+    ArtifactRow {
+        id: artifact.id.as_uuid(),
+        meeting_id: Some(meeting.as_uuid()),
+        artifact_type: artifact.artifact_type.as_str().to_owned(),
+        s3_key: Some(artifact.s3_key.as_str().to_owned()),
+        meta: artifact.meta.as_ref().map(|meta| meta.as_value().clone()),
+    }
+}
+
+fn link(rows: &mut MeetingRows, speaker: Uuid, profile: Option<Uuid>, confidence: Option<f64>) {
+    if let Some(speaker) = rows.speakers.get_mut(&speaker) {
+        speaker.user_profile_id = profile;
+        speaker.confidence = confidence;
+    }
+}
+
+/// Says whether an event may change what a completed meeting's result shows.
+const fn renews_result(event: &MeetingEvent) -> bool {
+    match event {
+        MeetingEvent::MeetingCompleted(_)
+        | MeetingEvent::ArtifactStored { .. }
+        | MeetingEvent::SpeakerIdentified { .. }
+        | MeetingEvent::SpeakerNotIdentified { .. }
+        | MeetingEvent::SpeakerReassigned { .. } => true,
+        MeetingEvent::MeetingRegistered(_)
+        | MeetingEvent::ProcessingStarted { .. }
+        | MeetingEvent::ContentFingerprinted { .. }
+        | MeetingEvent::LanguageDetected { .. }
+        | MeetingEvent::SpeakersDiarized { .. }
+        | MeetingEvent::StageResultCached { .. }
+        | MeetingEvent::MeetingFailed { .. }
+        | MeetingEvent::MeetingErased { .. } => false,
+    }
+}
+
+fn result_key(id: MeetingId) -> String {
+    format!("meeting:{id}")
+}
+
+/// What `meeting:<id>` holds. Profile ids, never names: a name may have to be forgotten.
+#[derive(Serialize)]
+struct MeetingResult<'a> {
+    meeting_id: Uuid,
+    file_id: Option<Uuid>,
+    status: &'a str,
+    language: Option<&'a str>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+    speakers: Vec<&'a SpeakerRow>,
+    artifacts: Vec<&'a ArtifactRow>,
+}
+
+fn cache_result(rows: &mut MeetingRows, id: MeetingId, recorded: &Recorded) {
+    let Some(meeting) = rows.meeting.as_ref().filter(|meeting| meeting.status == "completed") else {
+        return;
+    };
+    let mut speakers = rows.speakers.values().collect::<Vec<_>>();
+    speakers.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
+    let mut artifacts = rows.artifacts.values().collect::<Vec<_>>();
+    artifacts.sort_by(|a, b| a.artifact_type.cmp(&b.artifact_type));
+    let result = MeetingResult {
+        meeting_id: meeting.id,
+        file_id: meeting.file_id,
+        status: &meeting.status,
+        language: meeting.language.as_deref(),
+        started_at: meeting.started_at,
+        finished_at: meeting.finished_at,
+        speakers,
+        artifacts,
+    };
+    let value = serde_json::to_string(&result).expect("rows have string keys and serialize");
+    let key = result_key(id);
+    let entry = Some((value, Some(recorded.recorded_at + RESULT_TTL)));
+    rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry });
+}
+
+fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent) {
+    match event {
+        ProfileEvent::ProfileCreated { display_name, created_at, .. } => {
+            rows.profile = Some(UserProfileRow {
+                id: id.as_uuid(),
+                display_name: display_name.as_str().to_owned(),
+                embeddings: vec![],
+                created_at: Some(*created_at),
+            });
+        }
+        ProfileEvent::ProfileRenamed { display_name } => {
+            if let Some(profile) = &mut rows.profile {
+                display_name.as_str().clone_into(&mut profile.display_name);
+            }
+        }
+        ProfileEvent::VoiceEnrolled { sample_id, voice, source, enrolled_at } => {
+            if let Some(profile) = &mut rows.profile {
+                profile.embeddings.retain(|sample| sample.sample_id != sample_id.as_uuid());
+                profile.embeddings.push(Embedding {
+                    sample_id: sample_id.as_uuid(),
+                    model: voice.model.as_str().to_owned(),
+                    dimension: voice.vector.as_slice().len(),
+                    vector: voice.vector.as_slice().to_vec(),
+                    source: source.as_ref().map(|source| source.as_str().to_owned()),
+                    enrolled_at: *enrolled_at,
+                });
+            }
+        }
+        ProfileEvent::VoiceRemoved { sample_id } => {
+            if let Some(profile) = &mut rows.profile {
+                profile.embeddings.retain(|sample| sample.sample_id != sample_id.as_uuid());
+            }
+        }
+        ProfileEvent::ProfileErased { .. } => rows.profile = None,
+    }
+}

@@ -1,0 +1,69 @@
+//! `artifacts`: at most one row per meeting and type, the latest one stored.
+
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::column;
+
+/// A row of `artifacts`.
+#[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
+pub struct ArtifactRow {
+    /// The artifact.
+    pub id: Uuid,
+    /// The meeting.
+    #[serde(skip)]
+    pub meeting_id: Option<Uuid>,
+    /// `transcript.md`, `transcript.vtt`, `transcript.srt` or `summary.json`.
+    #[serde(rename = "type")]
+    #[sqlx(rename = "type")]
+    pub artifact_type: String,
+    /// Where it is in the object store.
+    pub s3_key: Option<String>,
+    /// What else is known of it: an object.
+    pub meta: Option<Value>,
+}
+
+/// Returns the artifacts of `meetings`.
+pub async fn of_meetings(
+    connection: &mut PgConnection,
+    meetings: &[Uuid],
+) -> Result<Vec<ArtifactRow>, sqlx::Error> {
+    sqlx::query_as("SELECT id, meeting_id, type, s3_key, meta FROM artifacts WHERE meeting_id = ANY ($1)")
+        .bind(meetings)
+        .fetch_all(connection)
+        .await
+}
+
+/// Inserts the rows, or puts them in the place of those with the same id.
+pub async fn upsert(connection: &mut PgConnection, rows: &[&ArtifactRow]) -> Result<(), sqlx::Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO artifacts (id, meeting_id, type, s3_key, meta)
+         SELECT id, meeting_id, type, s3_key, meta
+           FROM UNNEST ($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::jsonb[])
+             AS new (id, meeting_id, type, s3_key, meta)
+         ON CONFLICT (id) DO UPDATE SET
+             meeting_id = excluded.meeting_id, type = excluded.type, s3_key = excluded.s3_key,
+             meta = excluded.meta",
+    )
+    .bind(column!(rows, row => row.id))
+    .bind(column!(rows, row => row.meeting_id))
+    .bind(column!(rows, row => row.artifact_type.as_str()))
+    .bind(column!(rows, row => row.s3_key.as_deref()))
+    .bind(column!(rows, row => row.meta.as_ref()))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the rows with these ids.
+pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
+    if !ids.is_empty() {
+        sqlx::query("DELETE FROM artifacts WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! `cache`: results by key. Keys are shared between meetings, so of two writers of one key the one with
+//! the higher position wins; `cache_origin` keeps that position, also past the row's expiry.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::column;
+
+/// What an event wrote under a key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheWrite {
+    /// The key.
+    pub key: String,
+    /// The event's position.
+    pub position: i64,
+    /// The value and the moment of its expiry; absent if the key was removed.
+    pub entry: Option<(String, Option<DateTime<Utc>>)>,
+}
+
+/// Carries out those of `writes` that no later event has overtaken. A key comes once.
+pub async fn write(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(), sqlx::Error> {
+    if writes.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "WITH new AS MATERIALIZED (
+             SELECT key, position, value, ttl
+               FROM UNNEST ($1::text[], $2::bigint[], $3::text[], $4::timestamptz[])
+                 AS new (key, position, value, ttl)
+         ), won AS (
+             INSERT INTO cache_origin (key, position) SELECT key, position FROM new
+             ON CONFLICT (key) DO UPDATE SET position = excluded.position
+                 WHERE cache_origin.position < excluded.position
+             RETURNING key
+         ), removed AS (
+             DELETE FROM cache USING new, won
+              WHERE cache.key = won.key AND new.key = won.key AND new.value IS NULL
+         )
+         INSERT INTO cache (key, value, ttl)
+         SELECT new.key, new.value, new.ttl FROM new JOIN won ON won.key = new.key
+          WHERE new.value IS NOT NULL
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value, ttl = excluded.ttl",
+    )
+    .bind(column!(writes, write => write.key.as_str()))
+    .bind(column!(writes, write => write.position))
+    .bind(column!(writes, write => write.entry.as_ref().map(|(value, _)| value.as_str())))
+    .bind(column!(writes, write => write.entry.as_ref().and_then(|(_, ttl)| *ttl)))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Deletes at most `limit` rows that expired by `now`; returns how many.
+pub async fn sweep(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let swept = sqlx::query(
+        "DELETE FROM cache WHERE key IN (
+             SELECT key FROM cache WHERE ttl <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(now)
+    .bind(limit)
+    .execute(connection)
+    .await?;
+    Ok(swept.rows_affected())
+}

@@ -1,0 +1,68 @@
+//! `meetings`: one row per meeting.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::column;
+
+/// A row of `meetings`.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct MeetingRow {
+    /// The meeting.
+    pub id: Uuid,
+    /// Its file.
+    pub file_id: Option<Uuid>,
+    /// `pending`, `processing`, `completed` or `failed`.
+    pub status: String,
+    /// The language spoken.
+    pub language: Option<String>,
+    /// The registration until processing starts, then the start of the latest attempt.
+    pub started_at: Option<DateTime<Utc>>,
+    /// The end of the latest attempt, be it completed or failed.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// Returns the rows with these ids.
+pub async fn load(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<MeetingRow>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT id, file_id, status, language, started_at, finished_at FROM meetings WHERE id = ANY ($1)",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await
+}
+
+/// Inserts the rows, or puts them in the place of those with the same id.
+pub async fn upsert(connection: &mut PgConnection, rows: &[&MeetingRow]) -> Result<(), sqlx::Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO meetings (id, file_id, status, language, started_at, finished_at)
+         SELECT id, file_id, status, language, started_at, finished_at
+           FROM UNNEST ($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],
+                        $6::timestamptz[])
+             AS new (id, file_id, status, language, started_at, finished_at)
+         ON CONFLICT (id) DO UPDATE SET
+             file_id = excluded.file_id, status = excluded.status, language = excluded.language,
+             started_at = excluded.started_at, finished_at = excluded.finished_at",
+    )
+    .bind(column!(rows, row => row.id))
+    .bind(column!(rows, row => row.file_id))
+    .bind(column!(rows, row => row.status.as_str()))
+    .bind(column!(rows, row => row.language.as_deref()))
+    .bind(column!(rows, row => row.started_at))
+    .bind(column!(rows, row => row.finished_at))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the rows with these ids.
+pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
+    if !ids.is_empty() {
+        sqlx::query("DELETE FROM meetings WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! `speakers`: the speakers of each meeting's latest diarization, one per cluster.
+
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::column;
+
+/// A row of `speakers`.
+#[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
+pub struct SpeakerRow {
+    /// The speaker.
+    pub id: Uuid,
+    /// The meeting.
+    #[serde(skip)]
+    pub meeting_id: Option<Uuid>,
+    /// The label in the diarization.
+    pub cluster_id: Option<String>,
+    /// Who it is, where that is known.
+    pub user_profile_id: Option<Uuid>,
+    /// How sure the machine was, 0 to 1; null where a person said so.
+    pub confidence: Option<f64>,
+}
+
+/// Returns the speakers of `meetings`.
+pub async fn of_meetings(
+    connection: &mut PgConnection,
+    meetings: &[Uuid],
+) -> Result<Vec<SpeakerRow>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT id, meeting_id, cluster_id, user_profile_id, confidence
+           FROM speakers WHERE meeting_id = ANY ($1)",
+    )
+    .bind(meetings)
+    .fetch_all(connection)
+    .await
+}
+
+/// Inserts the rows, or puts them in the place of those with the same id.
+pub async fn upsert(connection: &mut PgConnection, rows: &[&SpeakerRow]) -> Result<(), sqlx::Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO speakers (id, meeting_id, cluster_id, user_profile_id, confidence)
+         SELECT id, meeting_id, cluster_id, user_profile_id, confidence
+           FROM UNNEST ($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::float8[])
+             AS new (id, meeting_id, cluster_id, user_profile_id, confidence)
+         ON CONFLICT (id) DO UPDATE SET
+             meeting_id = excluded.meeting_id, cluster_id = excluded.cluster_id,
+             user_profile_id = excluded.user_profile_id, confidence = excluded.confidence",
+    )
+    .bind(column!(rows, row => row.id))
+    .bind(column!(rows, row => row.meeting_id))
+    .bind(column!(rows, row => row.cluster_id.as_deref()))
+    .bind(column!(rows, row => row.user_profile_id))
+    .bind(column!(rows, row => row.confidence))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the rows with these ids.
+pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
+    if !ids.is_empty() {
+        sqlx::query("DELETE FROM speakers WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
+    }
+    Ok(())
+}
