@@ -1,0 +1,21 @@
+//! How it is reached: HTTP and the command line. The only room that knows an HTTP status.
+//!
+//! `cli` names the commands; each is a module here. Whatever needs the database opens the [`book`]; `serve`
+//! builds the [`app`] over it, whose `routes` extract, make a command, and respond.
+
+pub mod app;
+pub mod book;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod embedded;
+pub mod error;
+pub mod events;
+pub mod extract;
+pub mod import;
+pub mod routes;
+pub mod serve;
+pub mod status;
+pub mod telemetry;
+pub mod terminal;

@@ -31,7 +31,7 @@ const RESULT_TTL: TimeDelta = TimeDelta::days(30);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rows {
     /// Of a meeting.
-    Meeting(MeetingRows),
+    Meeting(Box<MeetingRows>),
     /// Of a profile.
     Profile(ProfileRows),
 }
@@ -62,7 +62,7 @@ impl Rows {
     /// Returns the rows of the aggregate of `event` before its first event: none.
     pub fn empty_for(event: &Event) -> Self {
         match event {
-            Event::Meeting(..) => Self::Meeting(MeetingRows::default()),
+            Event::Meeting(..) => Self::Meeting(Box::default()),
             Event::Profile(..) => Self::Profile(ProfileRows::default()),
         }
     }

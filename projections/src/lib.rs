@@ -6,6 +6,7 @@
 pub mod fold;
 pub mod freshness;
 pub mod projector;
+pub mod queries;
 pub mod schema;
 pub mod sweeper;
 pub mod tables;

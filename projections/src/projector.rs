@@ -17,7 +17,7 @@ use event_store::EventStore;
 use event_store::log::{self, BatchLimits, LogError, Recorded};
 use event_store::retry::{backoff, is_transient};
 use lru::LruCache;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -374,7 +374,7 @@ async fn load_meetings(
             rows.artifacts.insert(artifact.id, artifact);
         }
     }
-    rows.extend(loaded.into_iter().map(|(id, rows)| (("meeting", id), Rows::Meeting(rows))));
+    rows.extend(loaded.into_iter().map(|(id, rows)| (("meeting", id), Rows::Meeting(Box::new(rows)))));
     Ok(())
 }
 
@@ -468,9 +468,4 @@ impl<'a> Changes<'a> {
         user_profiles::upsert(connection, &self.profiles.upserts).await?;
         cache::write(connection, &self.cache.values().copied().collect::<Vec<_>>()).await
     }
-}
-
-/// Returns the checkpoint of the live generation, read on any connection of `pool`.
-pub async fn live_checkpoint(pool: &PgPool) -> Result<Checkpoint, sqlx::Error> {
-    checkpoint::read(pool).await
 }

@@ -417,6 +417,7 @@ async fn a_directory_on_the_way_that_is_closed_to_the_server_is_named() {
         matches!(&refused, EmbeddedError::Unreachable { closed: named, .. } if *named == closed),
         "{refused:?}"
     );
+    assert!(!closed.join("data").exists(), "a directory of no use was left behind");
 }
 
 #[tokio::test]

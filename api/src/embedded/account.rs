@@ -64,6 +64,10 @@ impl Account {
 
     /// Returns the first directory on the way to `path`, itself included, that this user cannot pass. Access lists beyond the mode are not considered.
     pub(super) fn closed_directory(&self, path: &Path) -> Option<PathBuf> {
+        // We are this user, may have further groups, and find out by going there.
+        if !self.switched {
+            return None;
+        }
         let mut ancestors: Vec<&Path> =
             path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()).collect();
         ancestors.reverse();
@@ -77,6 +81,9 @@ impl Account {
 
     /// Tells whether this user may run a file, or pass a directory. The first class that fits decides, as in the kernel.
     pub(super) fn may_execute(&self, metadata: &Metadata) -> bool {
+        if !self.switched {
+            return metadata.mode() & 0o111 != 0;
+        }
         let bit = if metadata.uid() == self.uid {
             0o100
         } else if metadata.gid() == self.gid {

@@ -116,3 +116,70 @@ fn try_lock(path: &Path, attempt: impl Fn() -> Result<(), TryLockError>) -> Resu
         Err(TryLockError::Error(source)) => Err(EmbeddedError::io("lock", path, source)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn place() -> (TempDir, Place) {
+        let dir = tempfile::tempdir().unwrap();
+        // Root's PostgreSQL runs as a user who must be able to pass.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
+        let place = Place::prepare(dir.path()).unwrap();
+        (dir, place)
+    }
+
+    #[tokio::test]
+    async fn a_user_is_counted_until_it_gives_up_its_share() {
+        let (_dir, place) = place();
+        let one = share(&place).await.unwrap();
+        let other = share(&place).await.unwrap();
+
+        assert!(sole(&place).await.unwrap().is_none());
+        drop(one);
+        assert!(sole(&place).await.unwrap().is_none());
+        drop(other);
+        assert!(sole(&place).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_reapers_glance_is_not_counted_as_a_user() {
+        let (_dir, place) = place();
+        let glance = sole(&place).await.unwrap().unwrap();
+        let asked = place.clone();
+        let answer = tokio::spawn(async move { sole(&asked).await });
+        // One thread runs both: now the question has been asked, and waits.
+        tokio::task::yield_now().await;
+        drop(glance);
+
+        assert!(answer.await.unwrap().unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_lease_ends_though_a_program_in_the_making_has_a_copy_of_its_file() {
+        let (_dir, place) = place();
+        let lease = share(&place).await.unwrap();
+        let copy = lease.0.try_clone().unwrap();
+        drop(lease);
+
+        assert!(sole(&place).await.unwrap().is_some());
+        drop(copy);
+    }
+
+    #[tokio::test]
+    async fn waiting_for_a_lock_has_an_end_and_says_which_lock_it_was() {
+        let (_dir, place) = place();
+        let _held = start_lock(&place, &|| ()).await.unwrap();
+        let path = place.home().join("start.lock");
+        let file = place.open_file(&path).unwrap();
+
+        let error = within(Duration::ZERO, &path, || file.try_lock()).await.unwrap_err();
+
+        assert!(error.to_string().contains("start.lock"), "{error}");
+    }
+}

@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::{env, process};
 
 use nix::unistd::Uid;
@@ -45,6 +45,10 @@ impl Place {
     /// Makes the directories that are missing.
     pub(super) fn prepare(data_dir: &Path) -> Result<Self, EmbeddedError> {
         let root = Uid::effective().is_root();
+        if !data_dir.exists() {
+            // Asked first, so as not to leave a directory behind that is of no use. What is missing is open, once made.
+            check_way(&path::absolute(data_dir).unwrap_or_default(), &Account::choose()?)?;
+        }
         // Root's is open for passing through, which is all that the user who runs PostgreSQL needs; its entries cannot be listed.
         DirBuilder::new()
             .recursive(true)
@@ -234,12 +238,14 @@ fn check_data_dir(data_dir: &Path, account: &Account) -> Result<(), EmbeddedErro
     if !ours {
         return Err(foreign(data_dir, owner));
     }
-    match account.closed_directory(data_dir) {
-        Some(closed) => Err(EmbeddedError::Unreachable {
-            path: data_dir.to_owned(),
-            closed,
-            account: account.name.clone(),
-        }),
+    check_way(data_dir, account)
+}
+
+fn check_way(path: &Path, account: &Account) -> Result<(), EmbeddedError> {
+    match account.closed_directory(path) {
+        Some(closed) => {
+            Err(EmbeddedError::Unreachable { path: path.to_owned(), closed, account: account.name.clone() })
+        }
         None => Ok(()),
     }
 }

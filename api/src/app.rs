@@ -1,0 +1,165 @@
+//! The HTTP application: the routes, and what is around all of them. From the outside in: metrics, a
+//! request's id and span, the limits (requests at a time, time, size), panics; then the route.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::Router;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::{Instrument, debug, info_span};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::SwaggerUi;
+use uuid::Uuid;
+
+use crate::book::SharedBook;
+use crate::config::ServeConfig;
+use crate::error::Problem;
+use crate::extract::REQUEST_ID;
+use crate::routes;
+
+/// What every handler can reach.
+#[derive(Clone)]
+pub struct AppState {
+    /// The open book.
+    pub book: SharedBook,
+    /// How to serve.
+    pub config: Arc<ServeConfig>,
+    /// What renders the metrics.
+    pub metrics: PrometheusHandle,
+    /// One permit per request under way.
+    permits: Arc<Semaphore>,
+}
+
+impl AppState {
+    /// Returns the state over an open book.
+    pub fn new(book: SharedBook, config: ServeConfig, metrics: PrometheusHandle) -> Self {
+        let permits = Arc::new(Semaphore::new(config.max_requests));
+        Self { book, config: Arc::new(config), metrics, permits }
+    }
+}
+
+/// The document at `/openapi.json`; its paths come from the routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Minutebook",
+        description = "The system of record of a meeting-processing pipeline. Commands append events; reads \
+                       show tables derived from them. Every command answers with its `position`; a read sent \
+                       with `Minutebook-Min-Position` shows at least that much. Errors are RFC 9457 problem \
+                       details with a stable `code`."
+    ),
+    tags(
+        (name = "meetings", description = "A recording's way through the pipeline"),
+        (name = "profiles", description = "People known by name"),
+        (name = "files", description = "Uploaded recordings"),
+        (name = "cache", description = "Results of earlier work"),
+        (name = "operations", description = "Health and metrics"),
+    )
+)]
+struct ApiDoc;
+
+/// Returns the whole application.
+pub fn app(state: AppState) -> Router {
+    let body_limit = state.config.body_limit;
+    let (router, document) = api();
+    router
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .fallback(|| async { Problem::not_found("route_not_found", "there is no such route; see /docs") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route has other methods; see /docs")
+        })
+        .layer(CatchPanicLayer::custom(|_| {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
+                .into_response()
+        }))
+        .layer(DefaultBodyLimit::max(body_limit))
+        .layer(middleware::from_fn_with_state(state.clone(), limit))
+        .layer(middleware::from_fn(observe))
+        .with_state(state)
+}
+
+/// Returns the application of a process that does no API work: health and metrics.
+pub fn operations_app(state: AppState) -> Router {
+    Router::new()
+        .route("/healthz", get(routes::operations::healthz))
+        .route("/readyz", get(routes::operations::readyz))
+        .route("/metrics", get(routes::operations::metrics))
+        .fallback(|| async { Problem::not_found("route_not_found", "this process serves health and metrics only") })
+        .layer(middleware::from_fn(observe))
+        .with_state(state)
+}
+
+fn api() -> (Router<AppState>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .merge(routes::meetings::router())
+        .merge(routes::profiles::router())
+        .merge(routes::files::router())
+        .merge(routes::cache::router())
+        .merge(routes::operations::router())
+        .split_for_parts()
+}
+
+/// Returns the OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    api().1
+}
+
+/// Bounds how many requests are under way and how long each takes. A command that was cut off may have
+/// taken effect: an append once handed over is carried out.
+async fn limit(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = state.permits.try_acquire() else {
+        return Problem::too_many().into_response();
+    };
+    let seconds = state.config.request_timeout;
+    match tokio::time::timeout(seconds, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::unavailable(
+            "timeout",
+            "the request took too long; repeat a command with the same Idempotency-Key",
+        )
+        .into_response(),
+    }
+}
+
+/// Gives each request an id and a span, and measures it. The span has the route, not the path: a path may
+/// hold a cache key.
+async fn observe(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(&request);
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route.unwrap_or_else(|| "unmatched".to_owned());
+    let span = info_span!("request", %method, route, request_id = id.to_str().unwrap_or_default());
+
+    let mut response = next.run(request).instrument(span.clone()).await;
+
+    let status = response.status().as_u16().to_string();
+    let elapsed = started.elapsed();
+    span.in_scope(|| debug!(status, elapsed_ms = elapsed.as_secs_f64() * 1000.0, "answered"));
+    // Methods that no route has would each make a time series of their own.
+    let method = if route == "unmatched" { "any".to_owned() } else { method.to_string() };
+    let labels = [("route", route), ("method", method), ("status", status)];
+    metrics::histogram!("minutebook_http_request_seconds", &labels).record(elapsed.as_secs_f64());
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Takes the caller's own id if it is one that may stand in a log.
+fn request_id(request: &Request) -> HeaderValue {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let given = request.headers().get(REQUEST_ID);
+    let given = given.filter(|id| (1..=100).contains(&id.len()) && id.as_bytes().iter().copied().all(plain));
+    given.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&Uuid::now_v7().to_string()).expect("a UUID is printable ASCII")
+    })
+}
+

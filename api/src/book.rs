@@ -1,0 +1,201 @@
+//! The open book: a database that was found or started and is migrated, the log in it, and the command bus
+//! over it. Every command that needs the database opens one, and closes it in the end.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use event_store::EventStore;
+use event_store::command_bus::CommandBus;
+use projections::projector::{self, Projection};
+use projections::schema;
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::config::DatabaseConfig;
+use crate::embedded::{self, Description, Embedded, Programs, Reaper, Settings};
+use crate::terminal;
+
+/// How long a connection is waited for.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long tasks may take to end.
+const CLOSE: Duration = Duration::from_secs(30);
+
+/// An open Minutebook.
+pub struct Book {
+    /// The log.
+    pub store: EventStore,
+    /// The way to change something.
+    pub bus: CommandBus,
+    /// What the projector of this process does; stands by for ever if none was started.
+    pub projection: watch::Receiver<Projection>,
+    /// Cancelled, it ends the tasks.
+    pub shutdown: CancellationToken,
+    /// The tasks that work for this book.
+    pub tasks: TaskTracker,
+    projection_sender: watch::Sender<Projection>,
+    /// The log's own tasks end last: what was handed to the appender is still appended.
+    store_shutdown: CancellationToken,
+    database: Database,
+}
+
+enum Database {
+    Embedded(Box<Embedded>),
+    External(String),
+}
+
+impl Book {
+    /// Opens the book: finds or starts the database, brings its schema up to date, opens the log.
+    pub async fn open(config: &DatabaseConfig) -> anyhow::Result<Self> {
+        let database = Database::open(config).await?;
+        match Self::open_in(config, &database).await {
+            Ok((store, store_shutdown, tasks)) => {
+                let (projection_sender, projection) = watch::channel(Projection::Standby);
+                let bus = CommandBus::new(&store);
+                let shutdown = CancellationToken::new();
+                Ok(Self { store, bus, projection, shutdown, tasks, projection_sender, store_shutdown, database })
+            }
+            Err(error) => {
+                database.leave().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_in(
+        config: &DatabaseConfig,
+        database: &Database,
+    ) -> anyhow::Result<(EventStore, CancellationToken, TaskTracker)> {
+        let pool = database.connect(config.max_connections).await?;
+        event_store::migrate::migrate(&pool).await.context("cannot bring the log's schema up to date")?;
+        schema::migrate(&pool).await.context("cannot create the tables")?;
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let store = EventStore::open(pool, &shutdown, &tasks).await.context("cannot open the log")?;
+        Ok((store, shutdown, tasks))
+    }
+
+    /// Starts a projector in this process.
+    pub fn start_projector(&self) {
+        let projector =
+            projector::run(self.store.clone(), self.projection_sender.clone(), self.shutdown.clone());
+        self.tasks.spawn(projector);
+    }
+
+    /// Returns the pool of connections.
+    pub const fn pool(&self) -> &PgPool {
+        self.store.pool()
+    }
+
+    /// Returns what is known of the embedded PostgreSQL, if that is what is used.
+    pub fn embedded(&self) -> Option<&Description> {
+        match &self.database {
+            Database::Embedded(embedded) => Some(embedded.describe()),
+            Database::External(_) => None,
+        }
+    }
+
+    /// Returns the database's URL without its password.
+    pub fn shown_url(&self) -> String {
+        let options = self.pool().connect_options();
+        let host = match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        let database = options.get_database().unwrap_or_default();
+        // A socket's directory is a parameter: a host has no slashes.
+        if host.starts_with('/') {
+            let (user, port) = (options.get_username(), options.get_port());
+            format!("postgres://{user}@/{database}?host={host}&port={port}")
+        } else {
+            format!("postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
+        }
+    }
+
+    /// Ends the tasks, what was handed to the appender first, and leaves the database.
+    pub async fn close(self) {
+        self.shutdown.cancel();
+        self.store_shutdown.cancel();
+        self.tasks.close();
+        if timeout(CLOSE, self.tasks.wait()).await.is_err() {
+            warn!("some tasks did not end in time");
+        }
+        let pool = self.store.pool().clone();
+        if timeout(CLOSE, pool.close()).await.is_err() {
+            warn!("some connections did not close in time");
+        }
+        self.database.leave().await;
+    }
+}
+
+impl Database {
+    async fn open(config: &DatabaseConfig) -> anyhow::Result<Self> {
+        if let Some(url) = &config.database_url {
+            return Ok(Self::External(url.clone()));
+        }
+        let data_dir = match &config.data_dir {
+            Some(dir) => std::path::absolute(dir).context("the data directory's path cannot be used")?,
+            None => embedded::default_data_dir()?,
+        };
+        let settings = Settings {
+            reaper: std::env::current_exe().ok().map(|program| Reaper {
+                program,
+                args: vec!["embedded-reaper".into(), "--data-dir".into(), data_dir.clone().into()],
+            }),
+            data_dir,
+            programs: config.postgres_bin.clone().map_or(Programs::Find, Programs::In),
+            releases_url: config.postgres_releases_url.clone(),
+            durable: true,
+        };
+        let (line, update) = terminal::starting();
+        let embedded = embedded::start(&settings, &update).await;
+        line.finish_and_clear();
+        embedded.map(|embedded| Self::Embedded(Box::new(embedded))).context("cannot use the embedded PostgreSQL")
+    }
+
+    async fn connect(&self, max_connections: u32) -> anyhow::Result<PgPool> {
+        let url = match self {
+            Self::Embedded(embedded) => embedded.url(),
+            Self::External(url) => url.clone(),
+        };
+        // sqlx's own error may show the URL, and with it the password.
+        let options = PgConnectOptions::from_str(&url)
+            .map_err(|_| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?
+            .application_name("minutebook")
+            .options([
+                ("search_path", schema::LIVE),
+                ("timezone", "UTC"),
+                ("statement_timeout", "60s"),
+                ("idle_in_transaction_session_timeout", "60s"),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(CONNECT)
+            .connect_lazy_with(options);
+        timeout(CONNECT, pool.acquire())
+            .await
+            .map_err(|_| anyhow::anyhow!("no answer within {} s", CONNECT.as_secs()))
+            .and_then(|connection| connection.map_err(anyhow::Error::from))
+            .context("cannot connect to the database")?;
+        Ok(pool)
+    }
+
+    async fn leave(self) {
+        match self {
+            Self::Embedded(embedded) => {
+                if let Err(error) = embedded.leave().await {
+                    warn!(error = &error as &dyn std::error::Error, "could not leave the embedded PostgreSQL");
+                }
+            }
+            Self::External(_) => {}
+        }
+    }
+}
+
+/// A book that several handlers share.
+pub type SharedBook = Arc<Book>;

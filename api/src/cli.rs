@@ -1,0 +1,145 @@
+//! The command line: one variant per command, and the exit codes.
+//!
+//! 0: done. 1: it failed. 2: the command line cannot be understood. 3: done in part, the rest was
+//! reported (`import`). 130: interrupted by Ctrl-C.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::book::Book;
+use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
+use crate::{demo, embedded, events, import, serve, status, telemetry, terminal};
+
+/// The system of record of a meeting-processing pipeline
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100,
+          after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 130 interrupted")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    database: DatabaseConfig,
+    #[command(flatten)]
+    telemetry: TelemetryConfig,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer HTTP and keep the tables up to date
+    Serve(ServeConfig),
+    /// Play a few small meetings through their whole life, and show the tables
+    Demo,
+    /// Bring recordings in from files
+    #[command(subcommand)]
+    Import(Import),
+    /// Show how the log and the tables stand
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the log, one line an event
+    Events(events::EventsArgs),
+    /// Bring the database's schema up to date, and do nothing else
+    Migrate,
+    /// Print the OpenAPI document
+    #[command(hide = true)]
+    Openapi,
+    /// Watch over an embedded PostgreSQL and stop it when nobody uses it any more
+    #[command(hide = true)]
+    EmbeddedReaper,
+}
+
+#[derive(Debug, Subcommand)]
+enum Import {
+    /// NIST RTTM diarizations: each recording becomes a completed meeting
+    Rttm {
+        /// Files, or directories in which files ending in .rttm are looked for
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// Report as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What became of a command that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// All of it.
+    Whole,
+    /// A part of it; the rest was reported.
+    Partly,
+    /// It was interrupted.
+    Interrupted,
+}
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(execute(cli)),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(Done::Whole) => ExitCode::SUCCESS,
+        Ok(Done::Partly) => ExitCode::from(3),
+        Ok(Done::Interrupted) => ExitCode::from(130),
+        Err(error) if terminal::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(cli: Cli) -> anyhow::Result<Done> {
+    let Cli { command, database, telemetry } = cli;
+    let default_filter = match command {
+        Command::Serve(_) => "info,sqlx=warn",
+        Command::Demo
+        | Command::Import(_)
+        | Command::Status { .. }
+        | Command::Events(_)
+        | Command::Migrate
+        | Command::Openapi
+        | Command::EmbeddedReaper => "warn",
+    };
+    telemetry::init_logging(&telemetry, default_filter).context("cannot start logging")?;
+    match command {
+        Command::Serve(config) => serve::run(&database, config).await,
+        Command::Demo => with_book(&database, demo::run).await,
+        Command::Import(Import::Rttm { paths, json }) => {
+            with_book(&database, async |book| import::run(book, &paths, json).await).await
+        }
+        Command::Status { json } => with_book(&database, async |book| status::run(book, json).await).await,
+        Command::Events(args) => with_book(&database, async |book| events::run(book, &args).await).await,
+        Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
+        Command::Openapi => {
+            terminal::print(crate::app::openapi().to_pretty_json()?)?;
+            Ok(Done::Whole)
+        }
+        Command::EmbeddedReaper => {
+            let dir = database.data_dir.context("the reaper needs --data-dir")?;
+            embedded::reap(&dir).await?;
+            Ok(Done::Whole)
+        }
+    }
+}
+
+/// Opens the book, does the work, and closes the book, also after Ctrl-C.
+async fn with_book(
+    config: &DatabaseConfig,
+    work: impl AsyncFnOnce(&Book) -> anyhow::Result<Done>,
+) -> anyhow::Result<Done> {
+    let book = Book::open(config).await?;
+    let result = tokio::select! {
+        result = work(&book) => result,
+        () = serve::stop_signal() => Ok(Done::Interrupted),
+    };
+    book.close().await;
+    result
+}

@@ -1,0 +1,179 @@
+//! Errors as clients see them: RFC 9457 problem details with a stable `code`. Only this file knows which
+//! error has which status. The client gets a code and what to do; the log gets the cause.
+
+use std::error::Error as StdError;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use domain::ValueError;
+use domain::meeting::MeetingError;
+use domain::profile::ProfileError;
+use event_store::append::AppendError;
+use event_store::command_bus::CommandError;
+use serde::Serialize;
+use tracing::error;
+use utoipa::ToSchema;
+
+/// A problem, as RFC 9457 has it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Problem {
+    /// A URN made of the code.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:minutebook:problem:illegal_transition")]
+    kind: String,
+    /// The status in words.
+    #[schema(example = "Conflict")]
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(value_type = u16, example = 409)]
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+    /// Stable: programs branch on it.
+    #[schema(example = "illegal_transition")]
+    code: &'static str,
+    /// What is wrong and what to do, for a person. It may change.
+    #[schema(example = "a completed meeting does not take the command start")]
+    detail: String,
+    /// Seconds after which the same may succeed.
+    #[serde(skip)]
+    retry_after: Option<u32>,
+}
+
+/// The media type of a problem.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+impl Problem {
+    /// Returns a problem.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        let kind = format!("urn:minutebook:problem:{code}");
+        Self { kind, title, status, code, detail: detail.into(), retry_after: None }
+    }
+
+    /// Returns a 404.
+    pub fn not_found(code: &'static str, detail: &'static str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// Returns a 422 about a value.
+    pub fn invalid(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+    }
+
+    /// Returns a 503: try again in a moment.
+    pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
+    }
+
+    /// Returns a 429: too much at once.
+    pub fn too_many() -> Self {
+        let detail = "more requests are under way than this server takes; try again in a moment";
+        Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail) }
+    }
+
+    /// Returns a 500, and logs its cause, which the client does not get to see.
+    pub fn internal(cause: &(dyn StdError + 'static)) -> Self {
+        error!(error = cause, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here; the log has the cause")
+    }
+}
+
+fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, retry_after) = (self.status, self.retry_after);
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<ValueError> for Problem {
+    fn from(error: ValueError) -> Self {
+        Self::invalid("invalid_value", error.to_string())
+    }
+}
+
+impl From<MeetingError> for Problem {
+    fn from(error: MeetingError) -> Self {
+        let status = match error {
+            MeetingError::NotFound | MeetingError::Erased | MeetingError::UnknownSpeaker => {
+                StatusCode::NOT_FOUND
+            }
+            MeetingError::IllegalTransition { .. }
+            | MeetingError::TakenByAnotherWorker
+            | MeetingError::AnotherFile
+            | MeetingError::FingerprintMissing
+            | MeetingError::SpeakersCorrected => StatusCode::CONFLICT,
+            MeetingError::UnfitValue | MeetingError::UnknownCluster => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
+impl From<ProfileError> for Problem {
+    fn from(error: ProfileError) -> Self {
+        let status = match error {
+            ProfileError::NotFound | ProfileError::Erased | ProfileError::UnknownSample => {
+                StatusCode::NOT_FOUND
+            }
+            ProfileError::AlreadyExists | ProfileError::SampleExists | ProfileError::TooManySamples => {
+                StatusCode::CONFLICT
+            }
+        };
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
+impl<E: StdError + 'static> From<CommandError<E>> for Problem
+where
+    Self: From<E>,
+{
+    fn from(error: CommandError<E>) -> Self {
+        match error {
+            CommandError::Refused(error) => error.into(),
+            CommandError::StaleVersion { expected, actual } => Self::new(
+                StatusCode::PRECONDITION_FAILED,
+                "stale_version",
+                format!("If-Match asks for version {expected}, it is {actual}; read again and decide anew"),
+            ),
+            CommandError::KeyReused => Self::invalid(
+                "idempotency_key_reused",
+                "this Idempotency-Key was used for another request; a new request takes a new key",
+            ),
+            CommandError::Contended => Self::unavailable("contended", "others kept changing it; try again"),
+            CommandError::Append(AppendError::Busy) => Self::too_many(),
+            CommandError::Append(AppendError::Closed) => {
+                Self::unavailable("shutting_down", "the server is shutting down; nothing was changed")
+            }
+            CommandError::Append(error @ AppendError::Unavailable(_)) => {
+                error!(error = &error as &dyn StdError, "an append could not be settled");
+                Self::unavailable(
+                    "outcome_unknown",
+                    "the database could not be reached; repeat the request with the same Idempotency-Key",
+                )
+            }
+            CommandError::Append(ref refused @ AppendError::Refused(_)) => Self::internal(refused),
+            CommandError::Database { source, .. } => source.into(),
+            ref error @ CommandError::Load(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Problem {
+    fn from(error: sqlx::Error) -> Self {
+        if event_store::retry::is_transient(&error) {
+            error!(error = &error as &dyn StdError, "the database did not answer");
+            return Self::unavailable("database_unavailable", "the database does not answer; try again");
+        }
+        Self::internal(&error)
+    }
+}

@@ -1,0 +1,390 @@
+//! What a request says, parsed at the border: a handler gets valid values or is not called.
+
+use std::fmt::Write as _;
+
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{RequestExt, body::Bytes};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use event_store::command_bus::{Context, IdempotencyKey};
+use projections::freshness;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::app::AppState;
+use crate::error::Problem;
+
+/// The header that says who asks, until there is authentication: `<kind>:<id>`.
+pub const ACTOR: HeaderName = HeaderName::from_static("minutebook-actor");
+/// The header that marks a command, so that repeating it has one effect and one answer.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The header that names what a command belongs to.
+pub const CORRELATION_ID: HeaderName = HeaderName::from_static("minutebook-correlation-id");
+/// The header that names what caused a command.
+pub const CAUSATION_ID: HeaderName = HeaderName::from_static("minutebook-causation-id");
+/// The header that asks a read to show at least this position.
+pub const MIN_POSITION: HeaderName = HeaderName::from_static("minutebook-min-position");
+/// The header of a request's own id.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A command: its body, and what its headers say.
+pub struct Command<T> {
+    /// What is asked.
+    pub body: T,
+    /// Who asks, and how.
+    pub context: Context,
+}
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Command<T> {
+    type Rejection = Problem;
+
+    async fn from_request(mut request: Request, state: &AppState) -> Result<Self, Problem> {
+        let parts = request.extract_parts::<RequestLine>().await?;
+        let bytes = Bytes::from_request(request, state).await.map_err(body_problem)?;
+        let (body, canonical) = parse_body(&parts.headers, &bytes)?;
+        let mut context = context(&parts.headers)?;
+        if let Some(key) = header_text(&parts.headers, &IDEMPOTENCY_KEY)? {
+            check_key(key)?;
+            let secret = &state.book.store.identity().secret;
+            let route = [parts.method.as_bytes(), parts.path.as_bytes()];
+            let caller = [context.actor_kind.as_bytes(), context.actor.as_bytes()];
+            let scope = [b"command", caller[0], caller[1], route[0], route[1], key.as_bytes()];
+            context.key = Some(IdempotencyKey {
+                command_id: secret.uuid(&scope),
+                request_hmac: secret.hmac(&[b"request", canonical.as_bytes()]).to_vec(),
+            });
+        }
+        Ok(Self { body, context })
+    }
+}
+
+/// What of a request's head a command depends on.
+struct RequestLine {
+    method: String,
+    path: String,
+    headers: HeaderMap,
+}
+
+impl<S: Sync> FromRequestParts<S> for RequestLine {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        Ok(Self {
+            method: parts.method.to_string(),
+            path: parts.uri.path().to_owned(),
+            headers: parts.headers.clone(),
+        })
+    }
+}
+
+/// Parses a body, and returns its canonical form too: the same request written with other blanks or in
+/// another order is the same request.
+fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<(T, String), Problem> {
+    // A command that asks for nothing more than itself needs no body.
+    let bytes = if bytes.is_empty() { b"{}" } else { check_json(headers).map(|()| bytes)? };
+    let malformed = |error: serde_json::Error| {
+        let place = format!("line {} column {}", error.line(), error.column());
+        Problem::new(StatusCode::BAD_REQUEST, "malformed_json", format!("the body is not JSON, at {place}"))
+    };
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
+    let canonical = value.to_string();
+    let body = serde_path_to_error::deserialize(&value).map_err(|error| {
+        let path = error.path().to_string();
+        let place = if path == "." { String::new() } else { format!("{path}: ") };
+        Problem::invalid("invalid_body", format!("{place}{}", without_values(&error.inner().to_string())))
+    })?;
+    Ok((body, canonical))
+}
+
+/// serde quotes the values that it did not expect; they may be personal.
+fn without_values(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    for (n, part) in message.split('"').enumerate() {
+        if n % 2 == 0 {
+            shown.push_str(part);
+        } else {
+            shown.push('…');
+        }
+    }
+    match shown.split_once("unknown variant `") {
+        Some((before, rest)) => {
+            let rest = rest.split_once('`').map_or("", |(_, rest)| rest);
+            format!("{before}unknown value{rest}")
+        }
+        None => shown,
+    }
+}
+
+fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let media_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<mime::Mime>().ok());
+    let json = |mime: &mime::Mime| {
+        mime.type_() == mime::APPLICATION
+            && (mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))
+    };
+    if media_type.as_ref().is_some_and(json) {
+        return Ok(());
+    }
+    let detail = "the body must be JSON, and say so: Content-Type: application/json";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail))
+}
+
+fn body_problem(rejection: BytesRejection) -> Problem {
+    let response = rejection.into_response();
+    if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than allowed");
+    }
+    Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", "the body could not be read to its end")
+}
+
+fn context(headers: &HeaderMap) -> Result<Context, Problem> {
+    let (actor_kind, actor) = match header_text(headers, &ACTOR)? {
+        None => ("system".to_owned(), "local".to_owned()),
+        Some(text) => parse_actor(text)?,
+    };
+    let correlation_id = match header_id(headers, &CORRELATION_ID)? {
+        Some(id) => Some(id),
+        None => header_id(headers, &REQUEST_ID)?,
+    };
+    Ok(Context {
+        key: None,
+        if_match: if_match(headers)?,
+        probably_new: false,
+        actor,
+        actor_kind,
+        correlation_id,
+        causation_id: header_id(headers, &CAUSATION_ID)?,
+    })
+}
+
+/// Opaque ids only: a mail address is personal, and the log keeps what it gets.
+fn parse_actor(text: &str) -> Result<(String, String), Problem> {
+    let opaque = |id: &str| is_opaque(id, 100);
+    match text.split_once(':') {
+        Some((kind @ ("person" | "service" | "system"), id)) if opaque(id) => {
+            Ok((kind.to_owned(), id.to_owned()))
+        }
+        Some(_) | None => Err(Problem::invalid(
+            "invalid_header",
+            "Minutebook-Actor must be person, service or system, a colon, and an opaque id of 1 to 100 of A-Z a-z 0-9 . _ -",
+        )),
+    }
+}
+
+fn is_opaque(id: &str, most: usize) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=most).contains(&id.len()) && id.bytes().all(plain)
+}
+
+fn header_id(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Problem> {
+    match header_text(headers, name)? {
+        None => Ok(None),
+        Some(id) if is_opaque(id, 100) => Ok(Some(id.to_owned())),
+        Some(_) => {
+            let detail = format!("{name} must be 1 to 100 of A-Z a-z 0-9 . _ -");
+            Err(Problem::invalid("invalid_header", detail))
+        }
+    }
+}
+
+fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    match value.to_str() {
+        Ok(text) if values.next().is_none() => Ok(Some(text.trim())),
+        Ok(_) => Err(Problem::invalid("invalid_header", format!("{name} must be given once"))),
+        Err(_) => Err(Problem::invalid("invalid_header", format!("{name} must be printable ASCII"))),
+    }
+}
+
+fn check_key(key: &str) -> Result<(), Problem> {
+    if (1..=255).contains(&key.len()) {
+        return Ok(());
+    }
+    Err(Problem::invalid("invalid_header", "Idempotency-Key must be 1 to 255 characters"))
+}
+
+fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+    let Some(text) = header_text(headers, &header::IF_MATCH)? else { return Ok(None) };
+    let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    match version.and_then(|version| version.parse::<u32>().ok()) {
+        Some(version) => Ok(Some(version.into())),
+        None => Err(Problem::invalid("invalid_header", "If-Match must be an ETag of this server, as \"3\"")),
+    }
+}
+
+/// A read that is fresh enough: when the handler is called, the tables show the position asked for.
+pub struct Fresh;
+
+impl FromRequestParts<AppState> for Fresh {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+        let Some(text) = header_text(&parts.headers, &MIN_POSITION)? else { return Ok(Self) };
+        let position = text.parse::<i64>().ok().filter(|position| *position >= 0).ok_or_else(|| {
+            Problem::invalid("invalid_header", "Minutebook-Min-Position must be a position: a number from 0")
+        })?;
+        let deadline = Instant::now() + state.config.position_timeout;
+        if freshness::wait_for(state.book.pool(), &state.book.projection, position, deadline).await? {
+            return Ok(Self);
+        }
+        let detail = format!("the tables do not show position {position} yet; try again");
+        Err(Problem::unavailable("position_not_reached", detail))
+    }
+}
+
+/// The id in a path.
+pub struct Id<T>(pub T);
+
+impl<S: Sync + Send, T: From<Uuid>> FromRequestParts<S> for Id<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(id) = Path::<Uuid>::from_request_parts(parts, state).await.map_err(path_problem)?;
+        Ok(Self(id.into()))
+    }
+}
+
+/// The parts of a path that has more than an id.
+pub struct PathOf<T>(pub T);
+
+impl<S: Sync + Send, T: DeserializeOwned + Send> FromRequestParts<S> for PathOf<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(path) = Path::<T>::from_request_parts(parts, state).await.map_err(path_problem)?;
+        Ok(Self(path))
+    }
+}
+
+fn path_problem(rejection: PathRejection) -> Problem {
+    Problem::invalid("invalid_path", without_values(&rejection.body_text()))
+}
+
+/// A query string. What it names and the route does not know is refused: it is a slip of the pen.
+pub struct QueryOf<T>(pub T);
+
+impl<S: Sync + Send, T: DeserializeOwned> FromRequestParts<S> for QueryOf<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let problem = |rejection: QueryRejection| {
+            Problem::invalid("invalid_query", without_values(&rejection.body_text()))
+        };
+        let Query(query) = Query::<T>::from_request_parts(parts, state).await.map_err(problem)?;
+        Ok(Self(query))
+    }
+}
+
+/// The most rows of a page.
+pub const MAX_LIMIT: u16 = 500;
+
+/// How many rows a page has: 1 to [`MAX_LIMIT`], 50 if not said.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u16")]
+pub struct Limit(u16);
+
+impl Limit {
+    /// Returns the number of rows.
+    pub fn get(self) -> i64 {
+        self.0.into()
+    }
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self(50)
+    }
+}
+
+impl TryFrom<u16> for Limit {
+    type Error = &'static str;
+    fn try_from(limit: u16) -> Result<Self, &'static str> {
+        if (1..=MAX_LIMIT).contains(&limit) { Ok(Self(limit)) } else { Err("limit must be 1 to 500") }
+    }
+}
+
+/// Where a page begins: after the row with this id. Opaque to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Cursor(pub Uuid);
+
+impl TryFrom<String> for Cursor {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+        let id = bytes.and_then(|bytes| bytes.strip_prefix(&[1]).and_then(|id| Uuid::from_slice(id).ok()));
+        id.map(Self).ok_or("cursor must be the next_cursor of an earlier page")
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The first byte is the cursor's version.
+        let mut bytes = vec![1];
+        bytes.extend_from_slice(self.0.as_bytes());
+        f.write_str(&URL_SAFE_NO_PAD.encode(bytes))
+    }
+}
+
+/// Returns a version as an ETag.
+pub fn etag(version: i64) -> String {
+    let mut etag = String::new();
+    write!(etag, "\"{version}\"").expect("writing to a string does not fail");
+    etag
+}
+
+/// A row's representation with its version as ETag.
+pub struct Versioned<T>(pub i64, pub T);
+
+impl<T: IntoResponse> IntoResponse for Versioned<T> {
+    fn into_response(self) -> Response {
+        ([(header::ETAG, etag(self.0))], self.1).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_the_one_that_was_given_or_none() {
+        let cursor = Cursor(Uuid::from_u128(42));
+        assert_eq!(Cursor::try_from(cursor.to_string()), Ok(cursor));
+        for text in ["", "abc", "AAAA", "é", &URL_SAFE_NO_PAD.encode([2; 17])] {
+            assert!(Cursor::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_actor_is_an_opaque_id() {
+        assert!(parse_actor("person:4f2a").is_ok());
+        for text in ["", "person", "person:", "robot:1", "person:a@b.org", "person:a b", "service:ü"] {
+            assert!(parse_actor(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn serde_s_messages_lose_the_values_that_they_quote() {
+        let message = without_values("invalid type: string \"Ada Lovelace\", expected u32");
+        assert_eq!(message, "invalid type: string …, expected u32");
+        let message = without_values("unknown variant `Ada`, expected one of `a`, `b`");
+        assert_eq!(message, "unknown value, expected one of `a`, `b`");
+    }
+
+    #[test]
+    fn blanks_and_order_do_not_make_another_request() {
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, "application/json".parse().unwrap())]);
+        let canonical = |text: &str| parse_body::<serde_json::Value>(&headers, text.as_bytes()).ok().unwrap().1;
+        assert_eq!(canonical(r#"{"a":1,"b":2}"#), canonical("{ \"b\": 2,\n \"a\": 1 }"));
+        assert_ne!(canonical(r#"{"a":1}"#), canonical(r#"{"a":2}"#));
+    }
+}

@@ -1,0 +1,509 @@
+//! `/v1/meetings`: the commands that lead a meeting through its life, and what the tables show of it.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, TimeDelta, Utc};
+use domain::artifact::{ArtifactType, Meta, S3Key};
+use domain::file::{ContentFp, DurationSeconds, File, MimeType, Sha256, SizeBytes};
+use domain::ids::{FileId, MeetingId, OwnerId};
+use domain::meeting::{FailMeeting, MeetingCommand, RegisterMeeting};
+use domain::speaker::{Cluster, ClusterId, Diarization, Segment};
+use domain::text::{Language, Reason, Stage, WorkerId};
+use domain::{Timestamp, ValueError};
+use event_store::command_bus::Context;
+use event_store::log;
+use projections::queries::{self, MeetingDetails, MeetingFilter, MeetingSummary};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::{CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems, position_header};
+use crate::app::AppState;
+use crate::clock::now;
+use crate::error::Problem;
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, PathOf, QueryOf, Versioned};
+
+/// Returns the routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(register, list))
+        .routes(routes!(show))
+        .routes(routes!(events))
+        .routes(routes!(start))
+        .routes(routes!(retry))
+        .routes(routes!(reprocess))
+        .routes(routes!(fingerprint))
+        .routes(routes!(language))
+        .routes(routes!(speakers))
+        .routes(routes!(artifacts))
+        .routes(routes!(cache))
+        .routes(routes!(complete))
+        .routes(routes!(fail))
+}
+
+/// An uploaded file.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Register {
+    /// The SHA-256 of the file's bytes.
+    #[schema(value_type = String, pattern = "^[0-9a-fA-F]{64}$",
+             example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    sha256: Sha256,
+    /// Its media type.
+    #[schema(value_type = Option<String>, max_length = 100, example = "audio/flac")]
+    mime: Option<MimeType>,
+    /// Its size in bytes.
+    #[schema(value_type = Option<i64>, minimum = 0, example = 31_457_280)]
+    size: Option<SizeBytes>,
+    /// Its length in seconds.
+    #[schema(value_type = Option<i32>, minimum = 0, example = 1800)]
+    duration: Option<DurationSeconds>,
+    /// Who may see it.
+    #[schema(value_type = Option<Uuid>)]
+    owner: Option<OwnerId>,
+}
+
+/// Enter an uploaded file's meeting in the book
+///
+/// One file of one owner is one meeting: the same upload again finds it, and has no effect.
+#[utoipa::path(post, path = "/v1/meetings", tag = "meetings", params(CommandHeaders), request_body = Register,
+    responses((status = 201, body = CommandAnswer), (status = 200, body = CommandAnswer,
+        description = "It was there already"), CommandProblems))]
+async fn register(State(state): State<AppState>, command: Command<Register>) -> Result<Response, Problem> {
+    let Command { body: Register { sha256, mime, size, duration, owner }, context } = command;
+    let secret = &state.book.store.identity().secret;
+    let meeting_id = MeetingId::derive(secret, owner, &sha256);
+    let file = File { id: FileId::derive(secret, owner, &sha256), sha256, mime, size, duration, owner };
+    let register = MeetingCommand::Register(RegisterMeeting { meeting_id, file, at: now() });
+    let context = Context { probably_new: true, ..context };
+    CommandAnswer::created(state.book.bus.meeting(meeting_id, register, &context).await?, "/v1/meetings")
+}
+
+/// Sends a command to a meeting.
+async fn send(
+    state: &AppState,
+    id: MeetingId,
+    command: MeetingCommand,
+    context: &Context,
+) -> Result<CommandAnswer, Problem> {
+    CommandAnswer::new(state.book.bus.meeting(id, command, context).await?)
+}
+
+/// Who takes a meeting on.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Begin {
+    /// The worker, as an opaque id. The same one may ask twice.
+    #[schema(value_type = String, min_length = 1, max_length = 100, example = "gpu-7")]
+    worker: WorkerId,
+}
+
+/// Take on a pending meeting
+#[utoipa::path(post, path = "/v1/meetings/{id}/start", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+    request_body = Begin, responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn start(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<Begin>,
+) -> Result<CommandAnswer, Problem> {
+    send(&state, id, MeetingCommand::Start { worker: body.worker, at: now() }, &context).await
+}
+
+/// Take on a failed meeting once more
+#[utoipa::path(post, path = "/v1/meetings/{id}/retry", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+    request_body = Begin, responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn retry(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<Begin>,
+) -> Result<CommandAnswer, Problem> {
+    send(&state, id, MeetingCommand::Retry { worker: body.worker, at: now() }, &context).await
+}
+
+/// Take on a completed meeting anew
+///
+/// What the new attempt yields takes the place of what the earlier one did.
+#[utoipa::path(post, path = "/v1/meetings/{id}/reprocess", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+    request_body = Begin, responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn reprocess(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<Begin>,
+) -> Result<CommandAnswer, Problem> {
+    send(&state, id, MeetingCommand::Reprocess { worker: body.worker, at: now() }, &context).await
+}
+
+/// The audio's fingerprint.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Fingerprint {
+    /// The same for a file that was re-encoded without loss.
+    #[schema(value_type = String, min_length = 1, max_length = 128, example = "pcm16k:5f70bf18a086007016e948b04aed3b82")]
+    content_fp: ContentFp,
+}
+
+/// Note the audio's own fingerprint
+#[utoipa::path(post, path = "/v1/meetings/{id}/fingerprint", tag = "meetings",
+    params(("id" = Uuid, Path), CommandHeaders), request_body = Fingerprint,
+    responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn fingerprint(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<Fingerprint>,
+) -> Result<CommandAnswer, Problem> {
+    send(&state, id, MeetingCommand::RecordFingerprint { content_fp: body.content_fp }, &context).await
+}
+
+/// The language spoken.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Spoken {
+    /// A BCP 47 tag.
+    #[schema(value_type = String, min_length = 1, max_length = 10, example = "en-GB")]
+    language: Language,
+}
+
+/// Note the language spoken
+#[utoipa::path(post, path = "/v1/meetings/{id}/language", tag = "meetings",
+    params(("id" = Uuid, Path), CommandHeaders), request_body = Spoken,
+    responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn language(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<Spoken>,
+) -> Result<CommandAnswer, Problem> {
+    send(&state, id, MeetingCommand::RecordLanguage { language: body.language }, &context).await
+}
+
+/// A diarization.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Speakers {
+    /// The voices told apart, in any order.
+    #[schema(max_items = 500)]
+    clusters: Vec<SpeakerCluster>,
+}
+
+/// One voice with all its speech.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SpeakerCluster {
+    /// Its label, unique within the diarization.
+    #[schema(value_type = String, min_length = 1, max_length = 50, example = "spk00")]
+    cluster_id: ClusterId,
+    /// Its speech.
+    #[serde(default)]
+    segments: Vec<SpeechSegment>,
+}
+
+/// A stretch of speech.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SpeechSegment {
+    /// When it starts, in milliseconds from the start of the recording.
+    #[schema(example = 50_420)]
+    start_ms: u32,
+    /// How long it lasts, in milliseconds.
+    #[schema(example = 570)]
+    duration_ms: u32,
+}
+
+impl TryFrom<Speakers> for Diarization {
+    type Error = ValueError;
+    fn try_from(speakers: Speakers) -> Result<Self, ValueError> {
+        let segment = |s: SpeechSegment| Segment { start_ms: s.start_ms, duration_ms: s.duration_ms };
+        let cluster = |cluster: SpeakerCluster| Cluster {
+            cluster_id: cluster.cluster_id,
+            segments: cluster.segments.into_iter().map(segment).collect(),
+            voice: None,
+        };
+        speakers.clusters.into_iter().map(cluster).collect::<Vec<_>>().try_into()
+    }
+}
+
+/// Note who spoke when
+///
+/// Takes the place of an earlier diarization.
+#[utoipa::path(post, path = "/v1/meetings/{id}/speakers", tag = "meetings",
+    params(("id" = Uuid, Path), CommandHeaders), request_body = Speakers,
+    responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn speakers(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<Speakers>,
+) -> Result<CommandAnswer, Problem> {
+    let record = MeetingCommand::RecordSpeakers { clusters: body.try_into()?, decisions: vec![] };
+    send(&state, id, record, &context).await
+}
+
+/// A document that the pipeline wrote.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct StoredArtifact {
+    /// What it is.
+    #[serde(rename = "type")]
+    #[schema(value_type = String, pattern = "^(transcript\\.(md|vtt|srt)|summary\\.json)$", example = "transcript.vtt")]
+    artifact_type: ArtifactType,
+    /// Where it is in the object store: a relative path.
+    #[schema(value_type = String, min_length = 1, max_length = 500, example = "meetings/6a1f4d43/transcript.vtt")]
+    s3_key: S3Key,
+    /// What else is known of it: an object of at most 16 KiB.
+    #[schema(value_type = Option<Object>, example = json!({"words": 5213}))]
+    meta: Option<Meta>,
+}
+
+/// Note where a transcript or summary was written
+///
+/// Takes the place of an earlier one of its type.
+#[utoipa::path(post, path = "/v1/meetings/{id}/artifacts", tag = "meetings",
+    params(("id" = Uuid, Path), CommandHeaders), request_body = StoredArtifact,
+    responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn artifacts(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<StoredArtifact>,
+) -> Result<CommandAnswer, Problem> {
+    let StoredArtifact { artifact_type, s3_key, meta } = body;
+    send(&state, id, MeetingCommand::StoreArtifact { artifact_type, s3_key, meta }, &context).await
+}
+
+/// A stage's result.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CachedResult {
+    /// The result, at most 1 MiB. Profile ids, never names.
+    #[schema(max_length = 1_048_576, example = "{\"words\": []}")]
+    value: String,
+    /// For how long it is used: at most a year; 30 days if not said.
+    #[schema(minimum = 1, maximum = 31_536_000, example = 604_800)]
+    ttl_seconds: Option<i64>,
+}
+
+/// How long a result is used if the request does not say.
+const DEFAULT_TTL: TimeDelta = TimeDelta::days(30);
+
+impl CachedResult {
+    fn expires_at(&self, at: Timestamp) -> Result<Timestamp, ValueError> {
+        let ttl = match self.ttl_seconds {
+            None => DEFAULT_TTL,
+            Some(seconds @ 1..=31_536_000) => TimeDelta::seconds(seconds),
+            Some(_) => return Err(ValueError::new("ttl_seconds", "must be 1 to 31536000")),
+        };
+        Ok(at + ttl)
+    }
+}
+
+/// The path of a cached result.
+#[derive(Debug, Deserialize)]
+struct CachePath {
+    id: MeetingId,
+    stage: Stage,
+}
+
+/// Keep a stage's result for whoever meets the same audio again
+///
+/// Its key is `<stage>:<content_fp>`, so the fingerprint must be known.
+#[utoipa::path(put, path = "/v1/meetings/{id}/cache/{stage}", tag = "meetings",
+    params(("id" = Uuid, Path), ("stage" = String, Path, pattern = "^[a-z0-9._-]{1,100}$"), CommandHeaders),
+    request_body = CachedResult, responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn cache(
+    State(state): State<AppState>,
+    PathOf(CachePath { id, stage }): PathOf<CachePath>,
+    Command { body, context }: Command<CachedResult>,
+) -> Result<CommandAnswer, Problem> {
+    let at = now();
+    let expires_at = Some(body.expires_at(at)?);
+    let cache = MeetingCommand::CacheStageResult { stage, value: body.value, expires_at, at };
+    send(&state, id, cache, &context).await
+}
+
+/// Nothing more than the command itself.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// Close the attempt
+#[utoipa::path(post, path = "/v1/meetings/{id}/complete", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+    responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn complete(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { context, .. }: Command<Nothing>,
+) -> Result<CommandAnswer, Problem> {
+    send(&state, id, MeetingCommand::Complete { at: now() }, &context).await
+}
+
+/// Why an attempt broke off.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Failure {
+    /// Where.
+    #[schema(value_type = String, pattern = "^[a-z0-9._-]{1,100}$", example = "transcribe")]
+    stage: Stage,
+    /// Why.
+    #[schema(value_type = String, min_length = 1, max_length = 1000, example = "out of memory")]
+    reason: Reason,
+}
+
+/// Break the attempt off
+#[utoipa::path(post, path = "/v1/meetings/{id}/fail", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+    request_body = Failure, responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn fail(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    Command { body, context }: Command<Failure>,
+) -> Result<CommandAnswer, Problem> {
+    let Failure { stage, reason } = body;
+    send(&state, id, MeetingCommand::Fail(FailMeeting { stage, reason, at: now() }), &context).await
+}
+
+/// Show a meeting with its file, speakers and artifacts
+#[utoipa::path(get, path = "/v1/meetings/{id}", tag = "meetings", params(("id" = Uuid, Path), ReadHeaders),
+    responses((status = 200, body = MeetingDetails), ReadProblems))]
+async fn show(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    _fresh: Fresh,
+) -> Result<Response, Problem> {
+    let Some(meeting) = queries::meeting(state.book.pool(), id.as_uuid()).await? else {
+        return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
+    };
+    let position = position_header(meeting.position);
+    Ok((position, Versioned(meeting.version, Json(meeting))).into_response())
+}
+
+/// Which meetings to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// `pending`, `processing`, `completed` or `failed`.
+    status: Option<MeetingStatus>,
+    /// Whose.
+    owner: Option<Uuid>,
+    /// In this language.
+    #[param(value_type = Option<String>, max_length = 10)]
+    language: Option<Language>,
+    /// Where the page begins: the `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Cursor>,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
+}
+
+/// Where a meeting stands.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum MeetingStatus {
+    Pending,
+    Processing,
+    Completed,
+    Failed,
+}
+
+impl MeetingStatus {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// List meetings
+///
+/// In the order of their ids, which says nothing but stays.
+#[utoipa::path(get, path = "/v1/meetings", tag = "meetings", params(ListQuery, ReadHeaders),
+    responses((status = 200, body = Page<MeetingSummary>), ReadProblems))]
+async fn list(
+    State(state): State<AppState>,
+    QueryOf(query): QueryOf<ListQuery>,
+    _fresh: Fresh,
+) -> Result<Json<Page<MeetingSummary>>, Problem> {
+    let filter = MeetingFilter {
+        status: query.status.map(MeetingStatus::name),
+        owner: query.owner,
+        language: query.language.as_ref().map(Language::as_str),
+    };
+    let limit = query.limit.get();
+    let after = query.cursor.map(|cursor| cursor.0);
+    let meetings = queries::meetings(state.book.pool(), &filter, after, limit + 1).await?;
+    Ok(Json(Page::of(meetings, limit, |meeting| Cursor(meeting.id).to_string())))
+}
+
+/// An event of a meeting.
+#[derive(Debug, Serialize, ToSchema)]
+struct MeetingEventView {
+    /// Its place in the log.
+    position: i64,
+    /// Its place among the meeting's events.
+    sequence: i64,
+    /// When it was recorded.
+    recorded_at: DateTime<Utc>,
+    /// What kind of event it is.
+    #[serde(rename = "type")]
+    event_type: String,
+    /// The version of its shape.
+    version: String,
+    /// What happened.
+    #[schema(value_type = Object)]
+    payload: Box<RawValue>,
+    /// Who did it, and on behalf of what.
+    #[schema(value_type = Object)]
+    metadata: Box<RawValue>,
+}
+
+/// Which events to show.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    /// The sequence after which the page begins: the `next_cursor` of the page before.
+    #[serde(default)]
+    cursor: u32,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
+}
+
+/// Show a meeting's history
+#[utoipa::path(get, path = "/v1/meetings/{id}/events", tag = "meetings",
+    params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
+    responses((status = 200, body = Page<MeetingEventView>), ReadProblems))]
+async fn events(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    QueryOf(query): QueryOf<EventsQuery>,
+    _fresh: Fresh,
+) -> Result<Json<Page<MeetingEventView>>, Problem> {
+    let limit = query.limit.get();
+    let after = i64::from(query.cursor);
+    let pool = state.book.pool();
+    let stored = log::read_aggregate(pool, "meeting", id.as_uuid(), after, i64::MAX, limit + 1).await?;
+    if stored.is_empty() && after == 0 {
+        return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
+    }
+    let view = |event: log::StoredEvent| {
+        Ok(MeetingEventView {
+            position: event.position,
+            sequence: event.sequence,
+            recorded_at: event.recorded_at,
+            event_type: event.event_type,
+            version: event.event_version,
+            payload: RawValue::from_string(event.payload)?,
+            metadata: RawValue::from_string(event.metadata)?,
+        })
+    };
+    let events = stored.into_iter().map(view).collect::<Result<Vec<_>, serde_json::Error>>();
+    let events = events.map_err(|error| Problem::internal(&error))?;
+    Ok(Json(Page::of(events, limit, |event| event.sequence.to_string())))
+}

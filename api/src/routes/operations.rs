@@ -1,0 +1,112 @@
+//! Health and metrics.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::Utc;
+use projections::freshness::{self, Lag};
+use projections::projector::Projection;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::AppState;
+
+/// Returns the routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(metrics))
+}
+
+/// Whether the process lives.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    /// Always `ok`: a process that does not live does not answer.
+    #[schema(example = "ok")]
+    status: &'static str,
+}
+
+/// Does the process live?
+#[utoipa::path(get, path = "/healthz", tag = "operations", responses((status = 200, body = Health)))]
+pub async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Whether the process can do its work.
+#[derive(Serialize, ToSchema)]
+pub struct Readiness {
+    /// `ready`, or what is the matter: `database_unavailable`, `projector_stopped`.
+    #[schema(example = "ready")]
+    status: &'static str,
+    /// What the projector of this process does: `active`, `standby` or `stopped`.
+    #[schema(example = "active")]
+    projector: &'static str,
+    /// The position of the event that the projector cannot apply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_at: Option<i64>,
+    /// Why it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// The newest position of the log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_head: Option<i64>,
+    /// The last position that the tables show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_models_position: Option<i64>,
+    /// Events that the tables do not show yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_events: Option<i64>,
+    /// The age of the oldest of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_seconds: Option<f64>,
+}
+
+/// Can the process do its work?
+#[utoipa::path(get, path = "/readyz", tag = "operations",
+    responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
+pub async fn readyz(State(state): State<AppState>) -> Response {
+    let projection = state.book.projection.borrow().clone();
+    let lag = freshness::lag(state.book.pool(), Utc::now()).await;
+    let readiness = readiness(&projection, lag.as_ref().ok());
+    let status =
+        if readiness.status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+fn readiness(projection: &Projection, lag: Option<&Lag>) -> Readiness {
+    let (projector, stopped_at, reason) = match projection {
+        Projection::Active { .. } => ("active", None, None),
+        Projection::Standby => ("standby", None, None),
+        Projection::Stopped { position, reason } => ("stopped", Some(*position), Some(reason.clone())),
+    };
+    let status = match (lag, stopped_at) {
+        (None, _) => "database_unavailable",
+        (Some(_), Some(_)) => "projector_stopped",
+        (Some(_), None) => "ready",
+    };
+    Readiness {
+        status,
+        projector,
+        stopped_at,
+        reason,
+        log_head: lag.map(|lag| lag.head),
+        read_models_position: lag.map(|lag| lag.position),
+        lag_events: lag.map(|lag| lag.events),
+        lag_seconds: lag.map(|lag| lag.seconds),
+    }
+}
+
+/// Metrics for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "operations",
+    responses((status = 200, body = String, content_type = "text/plain")))]
+pub async fn metrics(State(state): State<AppState>) -> Response {
+    if let Ok(lag) = freshness::lag(state.book.pool(), Utc::now()).await {
+        metrics::gauge!("minutebook_log_head").set(lag.head as f64);
+        metrics::gauge!("minutebook_projection_position").set(lag.position as f64);
+        metrics::gauge!("minutebook_projection_lag_events").set(lag.events as f64);
+        metrics::gauge!("minutebook_projection_lag_seconds").set(lag.seconds);
+    }
+    state.metrics.run_upkeep();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
+}

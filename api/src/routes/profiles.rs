@@ -1,0 +1,115 @@
+//! `/v1/profiles`: people known by name.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use domain::ids::ProfileId;
+use domain::profile::{DisplayName, ProfileCommand};
+use event_store::command_bus::Context;
+use projections::queries::{self, ProfileSummary};
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::{CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems, position_header};
+use crate::app::AppState;
+use crate::clock::now;
+use crate::error::Problem;
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, QueryOf, Versioned};
+
+/// Returns the routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(show)).routes(routes!(rename))
+}
+
+/// A person.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewProfile {
+    /// The profile's id; a new one if not said. The same id and name again has no effect.
+    #[schema(value_type = Option<Uuid>)]
+    id: Option<ProfileId>,
+    /// How the person is called.
+    #[schema(value_type = String, min_length = 1, max_length = 255, example = "Ada Lovelace")]
+    display_name: DisplayName,
+}
+
+/// Enter a person in the book
+#[utoipa::path(post, path = "/v1/profiles", tag = "profiles", params(CommandHeaders), request_body = NewProfile,
+    responses((status = 201, body = CommandAnswer), (status = 200, body = CommandAnswer,
+        description = "It was there already"), CommandProblems))]
+async fn create(State(state): State<AppState>, command: Command<NewProfile>) -> Result<Response, Problem> {
+    let Command { body: NewProfile { id, display_name }, context } = command;
+    let profile_id = id.unwrap_or_else(|| Uuid::now_v7().into());
+    let create = ProfileCommand::Create { profile_id, display_name, at: now() };
+    let context = Context { probably_new: true, ..context };
+    CommandAnswer::created(state.book.bus.profile(profile_id, create, &context).await?, "/v1/profiles")
+}
+
+/// Another name.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewName {
+    /// How the person is called from now on.
+    #[schema(value_type = String, min_length = 1, max_length = 255, example = "Ada King")]
+    display_name: DisplayName,
+}
+
+/// Call a person otherwise
+#[utoipa::path(post, path = "/v1/profiles/{id}/rename", tag = "profiles",
+    params(("id" = Uuid, Path), CommandHeaders), request_body = NewName,
+    responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn rename(
+    State(state): State<AppState>,
+    Id(id): Id<ProfileId>,
+    Command { body, context }: Command<NewName>,
+) -> Result<CommandAnswer, Problem> {
+    let rename = ProfileCommand::Rename { display_name: body.display_name };
+    CommandAnswer::new(state.book.bus.profile(id, rename, &context).await?)
+}
+
+/// Show a person
+#[utoipa::path(get, path = "/v1/profiles/{id}", tag = "profiles", params(("id" = Uuid, Path), ReadHeaders),
+    responses((status = 200, body = ProfileSummary), ReadProblems))]
+async fn show(
+    State(state): State<AppState>,
+    Id(id): Id<ProfileId>,
+    _fresh: Fresh,
+) -> Result<Response, Problem> {
+    let Some(found) = queries::profile(state.book.pool(), id.as_uuid()).await? else {
+        return Err(Problem::not_found("profile_not_found", "there is no such profile"));
+    };
+    Ok((position_header(found.position), Versioned(found.version, Json(found.row))).into_response())
+}
+
+/// Which people to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Where the page begins: the `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Cursor>,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
+}
+
+/// List people
+///
+/// In the order of their ids.
+#[utoipa::path(get, path = "/v1/profiles", tag = "profiles", params(ListQuery, ReadHeaders),
+    responses((status = 200, body = Page<ProfileSummary>), ReadProblems))]
+async fn list(
+    State(state): State<AppState>,
+    QueryOf(query): QueryOf<ListQuery>,
+    _fresh: Fresh,
+) -> Result<Json<Page<ProfileSummary>>, Problem> {
+    let limit = query.limit.get();
+    let after = query.cursor.map(|cursor| cursor.0);
+    let profiles = queries::profiles(state.book.pool(), after, limit + 1).await?;
+    Ok(Json(Page::of(profiles, limit, |profile| Cursor(profile.id).to_string())))
+}

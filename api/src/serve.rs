@@ -1,0 +1,114 @@
+//! `serve`: everything in one process, or a part of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use projections::sweeper;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::app::{AppState, app, operations_app};
+use crate::book::Book;
+use crate::cli::Done;
+use crate::config::{DatabaseConfig, Part, ServeConfig};
+use crate::{telemetry, terminal};
+
+/// How long requests under way may take after the signal to stop.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Serves until the signal to stop.
+pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Result<Done> {
+    check_loopback(config.listen)?;
+    let metrics = telemetry::init_metrics().context("cannot start metrics")?;
+    // Before the database: a port that is taken should be heard of at once.
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; --listen names another address", config.listen))?;
+    let address = listener.local_addr()?;
+    let book = Arc::new(Book::open(database).await?);
+
+    let (projects, answers) = match config.only {
+        None => (true, true),
+        Some(Part::Api) => (false, true),
+        Some(Part::Projector) => (true, false),
+    };
+    if projects {
+        book.start_projector();
+        let sweeping = sweeper::run(book.pool().clone(), config.sweep_interval, book.shutdown.clone());
+        book.tasks.spawn(sweeping);
+    }
+    let state = AppState::new(Arc::clone(&book), config, metrics);
+    let router = if answers { app(state) } else { operations_app(state) };
+    welcome(&book, address, answers);
+
+    let shutdown = book.shutdown.clone();
+    let stopping = shutdown.clone();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async move { stopping.cancelled().await });
+    let mut serving = tokio::spawn(serving.into_future());
+    let failed = tokio::select! {
+        () = stop_signal() => None,
+        ended = &mut serving => Some(ended),
+    };
+    let result = match failed {
+        Some(ended) => ended.map_err(anyhow::Error::from).and_then(|served| served.context("cannot serve")),
+        None => {
+            info!("stopping: requests under way finish first");
+            drain(&book, serving).await;
+            Ok(())
+        }
+    };
+    // The tasks that shared the book have ended or were given up; what is left closes with the process.
+    match Arc::try_unwrap(book) {
+        Ok(book) => book.close().await,
+        Err(_) => warn!("some requests did not end in time"),
+    }
+    result.map(|()| Done::Whole)
+}
+
+/// Lets the requests under way finish: the projector runs on, since a read may be waiting for it.
+async fn drain(book: &Book, mut serving: tokio::task::JoinHandle<std::io::Result<()>>) {
+    book.shutdown.cancel();
+    if timeout(DRAIN, &mut serving).await.is_err() {
+        warn!("requests under way did not finish in time");
+        serving.abort();
+    }
+}
+
+/// Ends on Ctrl-C, and on the signal by which service managers stop a process.
+pub async fn stop_signal() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated => {}
+    }
+}
+
+fn check_loopback(listen: SocketAddr) -> anyhow::Result<()> {
+    if listen.ip().is_loopback() {
+        return Ok(());
+    }
+    bail!(
+        "{listen} is not a loopback address: there is no authentication yet, so serve listens on this machine only"
+    )
+}
+
+fn welcome(book: &Book, address: SocketAddr, answers: bool) {
+    info!(%address, database = book.shown_url(), log_id = %book.store.identity().log_id, "serving");
+    if answers {
+        terminal::note(format_args!("Minutebook is at http://{address}/docs (Ctrl-C stops it)"));
+    } else {
+        terminal::note(format_args!("Minutebook projects; health is at http://{address}/readyz"));
+    }
+    if let Some(embedded) = book.embedded() {
+        terminal::note(format_args!("The tables are at {}", embedded.psql_command()));
+    }
+}

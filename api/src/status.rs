@@ -1,0 +1,107 @@
+//! `status`: how the log and the tables stand.
+
+use chrono::Utc;
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use projections::freshness;
+use projections::queries::{self, MeetingCounts};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::book::Book;
+use crate::cli::Done;
+use crate::terminal;
+
+#[derive(Serialize)]
+struct Status {
+    database: Database,
+    log: Log,
+    read_models: ReadModels,
+    meetings: MeetingCounts,
+}
+
+#[derive(Serialize)]
+struct Database {
+    url: String,
+    version: String,
+    embedded: Option<Embedded>,
+}
+
+#[derive(Serialize)]
+struct Embedded {
+    data_dir: String,
+    binaries: String,
+    psql: String,
+}
+
+#[derive(Serialize)]
+struct Log {
+    id: Uuid,
+    epoch: Uuid,
+    head: i64,
+}
+
+#[derive(Serialize)]
+struct ReadModels {
+    position: i64,
+    lag_events: i64,
+    lag_seconds: f64,
+}
+
+/// Prints the status.
+pub async fn run(book: &Book, json: bool) -> anyhow::Result<Done> {
+    let status = status(book).await?;
+    if json {
+        terminal::print(serde_json::to_string_pretty(&status)?)?;
+    } else {
+        terminal::print(table(&status))?;
+    }
+    Ok(Done::Whole)
+}
+
+async fn status(book: &Book) -> anyhow::Result<Status> {
+    let pool = book.pool();
+    let lag = freshness::lag(pool, Utc::now()).await?;
+    let version = sqlx::query_scalar("SHOW server_version").fetch_one(pool).await?;
+    let embedded = book.embedded().map(|embedded| Embedded {
+        data_dir: embedded.data_dir.display().to_string(),
+        binaries: embedded.binaries.display().to_string(),
+        psql: embedded.psql_command(),
+    });
+    let identity = book.store.identity();
+    Ok(Status {
+        database: Database { url: book.shown_url(), version, embedded },
+        log: Log { id: identity.log_id, epoch: identity.epoch, head: lag.head },
+        read_models: ReadModels {
+            position: lag.position,
+            lag_events: lag.events,
+            lag_seconds: lag.seconds,
+        },
+        meetings: queries::meeting_counts(pool).await?,
+    })
+}
+
+fn table(status: &Status) -> Table {
+    let Status { database, log, read_models, meetings } = status;
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    row("database", format!("{} (PostgreSQL {})", database.url, database.version));
+    if let Some(embedded) = &database.embedded {
+        row("", format!("embedded, data in {}, programs in {}", embedded.data_dir, embedded.binaries));
+        row("psql", embedded.psql.clone());
+    }
+    row("log", format!("head {}, epoch {}", log.head, log.epoch));
+    let lag = match read_models.lag_events {
+        0 => "up to date".to_owned(),
+        events => format!("{events} events behind, the oldest for {:.1} s", read_models.lag_seconds),
+    };
+    row("tables", format!("position {}, {lag}", read_models.position));
+    row("meetings", format!(
+        "{} pending, {} processing, {} completed, {} failed",
+        meetings.pending, meetings.processing, meetings.completed, meetings.failed
+    ));
+    table
+}

@@ -1,0 +1,364 @@
+//! What readers ask the tables. An answer that needs several statements is given from one snapshot.
+
+use chrono::{DateTime, Utc};
+use event_store::log;
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{Connection, FromRow, PgPool, Postgres, Row, Transaction};
+use uuid::Uuid;
+
+use crate::tables::artifacts::{self, ArtifactRow};
+use crate::tables::checkpoint;
+use crate::tables::speakers::{self, SpeakerRow};
+
+/// A file as readers see it.
+#[derive(Debug, Serialize, FromRow)]
+#[derive(utoipa::ToSchema)]
+pub struct FileView {
+    /// The file.
+    pub id: Uuid,
+    /// The hash of its bytes.
+    pub sha256: String,
+    /// The fingerprint of its audio.
+    pub content_fp: Option<String>,
+    /// Its media type.
+    pub mime: Option<String>,
+    /// Its length in seconds.
+    pub duration: Option<i32>,
+    /// Its size in bytes.
+    pub size: Option<i64>,
+    /// Who may see it.
+    pub owner: Option<Uuid>,
+    /// When its meeting was registered.
+    pub created_at: Option<DateTime<Utc>>,
+}
+
+/// A meeting in a list.
+#[derive(Debug, Serialize, FromRow)]
+#[derive(utoipa::ToSchema)]
+pub struct MeetingSummary {
+    /// The meeting.
+    pub id: Uuid,
+    /// Its file.
+    pub file_id: Option<Uuid>,
+    /// Who may see it.
+    pub owner: Option<Uuid>,
+    /// `pending`, `processing`, `completed` or `failed`.
+    pub status: String,
+    /// The language spoken.
+    pub language: Option<String>,
+    /// The registration until processing starts, then the start of the latest attempt.
+    pub started_at: Option<DateTime<Utc>>,
+    /// The end of the latest attempt, be it completed or failed.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// A meeting with all that belongs to it.
+#[derive(Debug, Serialize)]
+#[derive(utoipa::ToSchema)]
+pub struct MeetingDetails {
+    /// The meeting.
+    pub id: Uuid,
+    /// Its version: the number of its events up to `position`; also the ETag.
+    pub version: i64,
+    /// Up to which position of the log this shows the history.
+    pub position: i64,
+    /// `pending`, `processing`, `completed` or `failed`.
+    pub status: String,
+    /// The language spoken.
+    pub language: Option<String>,
+    /// The registration until processing starts, then the start of the latest attempt.
+    pub started_at: Option<DateTime<Utc>>,
+    /// The end of the latest attempt, be it completed or failed.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// Its file.
+    pub file: Option<FileView>,
+    /// Its speakers, in order of cluster.
+    pub speakers: Vec<SpeakerView>,
+    /// Its artifacts, in order of type.
+    pub artifacts: Vec<ArtifactView>,
+}
+
+/// A speaker of a meeting.
+#[derive(Debug, Serialize)]
+#[derive(utoipa::ToSchema)]
+pub struct SpeakerView {
+    /// The speaker.
+    pub id: Uuid,
+    /// The label in the diarization.
+    pub cluster_id: Option<String>,
+    /// Who it is, where that is known.
+    pub user_profile_id: Option<Uuid>,
+    /// How sure the machine was, 0 to 1; null where a person said so.
+    pub confidence: Option<f64>,
+}
+
+impl From<SpeakerRow> for SpeakerView {
+    fn from(row: SpeakerRow) -> Self {
+        let SpeakerRow { id, cluster_id, user_profile_id, confidence, .. } = row;
+        Self { id, cluster_id, user_profile_id, confidence }
+    }
+}
+
+/// An artifact of a meeting.
+#[derive(Debug, Serialize)]
+#[derive(utoipa::ToSchema)]
+pub struct ArtifactView {
+    /// The artifact.
+    pub id: Uuid,
+    /// `transcript.md`, `transcript.vtt`, `transcript.srt` or `summary.json`.
+    #[serde(rename = "type")]
+    pub artifact_type: String,
+    /// Where it is in the object store.
+    pub s3_key: Option<String>,
+    /// What else is known of it.
+    #[schema(value_type = Option<Object>)]
+    pub meta: Option<Value>,
+}
+
+impl From<ArtifactRow> for ArtifactView {
+    fn from(row: ArtifactRow) -> Self {
+        let ArtifactRow { id, artifact_type, s3_key, meta, .. } = row;
+        Self { id, artifact_type, s3_key, meta }
+    }
+}
+
+/// A person known by name. Voices stay in the table.
+#[derive(Serialize, FromRow)]
+#[derive(utoipa::ToSchema)]
+pub struct ProfileSummary {
+    /// The profile.
+    pub id: Uuid,
+    /// How the person is called.
+    pub display_name: String,
+    /// How many samples of the person's voice there are.
+    pub voice_samples: i32,
+    /// When the person was entered in the book.
+    pub created_at: Option<DateTime<Utc>>,
+}
+
+/// A row, and which version of its aggregate it shows.
+pub struct Found<T> {
+    /// The row.
+    pub row: T,
+    /// The aggregate's number of events up to `position`.
+    pub version: i64,
+    /// Up to which position of the log the row shows the history.
+    pub position: i64,
+}
+
+/// A cached result.
+#[derive(Debug, Serialize, FromRow)]
+#[derive(utoipa::ToSchema)]
+pub struct CacheView {
+    /// The key.
+    pub key: String,
+    /// The result.
+    pub value: String,
+    /// From when on it is no longer used.
+    #[sqlx(rename = "ttl")]
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// Begins a transaction that sees one snapshot.
+async fn snapshot(
+    connection: &mut sqlx::pool::PoolConnection<Postgres>,
+) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
+    connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+}
+
+/// Returns a meeting with its file, speakers and artifacts.
+pub async fn meeting(pool: &PgPool, id: Uuid) -> Result<Option<MeetingDetails>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    let mut snapshot = snapshot(&mut connection).await?;
+    let row = sqlx::query(
+        "SELECT m.status, m.language, m.started_at, m.finished_at,
+                f.id, f.sha256, f.content_fp, f.mime, f.duration, f.size, f.owner, f.created_at
+           FROM meetings m LEFT JOIN files f ON f.id = m.file_id WHERE m.id = $1",
+    )
+    .bind(id)
+    .fetch_optional(&mut *snapshot)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let position = checkpoint::read(&mut *snapshot).await?.position;
+    let version = log::version_at(&mut *snapshot, "meeting", id, position).await?;
+    let mut speakers = speakers::of_meetings(&mut snapshot, &[id]).await?;
+    speakers.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
+    let mut artifacts = artifacts::of_meetings(&mut snapshot, &[id]).await?;
+    artifacts.sort_by(|a, b| a.artifact_type.cmp(&b.artifact_type));
+    snapshot.commit().await?;
+    let has_file = row.try_get::<Option<Uuid>, _>("id")?.is_some();
+    Ok(Some(MeetingDetails {
+        id,
+        version,
+        position,
+        status: row.try_get("status")?,
+        language: row.try_get("language")?,
+        started_at: row.try_get("started_at")?,
+        finished_at: row.try_get("finished_at")?,
+        file: if has_file { Some(FileView::from_row(&row)?) } else { None },
+        speakers: speakers.into_iter().map(SpeakerView::from).collect(),
+        artifacts: artifacts.into_iter().map(ArtifactView::from).collect(),
+    }))
+}
+
+/// Which meetings a list has; what is absent does not matter.
+#[derive(Debug, Default)]
+pub struct MeetingFilter<'a> {
+    /// Where they stand.
+    pub status: Option<&'a str>,
+    /// Whose they are.
+    pub owner: Option<Uuid>,
+    /// In which language.
+    pub language: Option<&'a str>,
+}
+
+/// Returns meetings in order of id, after `after`, at most `limit`.
+pub async fn meetings(
+    pool: &PgPool,
+    filter: &MeetingFilter<'_>,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<MeetingSummary>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT m.id, m.file_id, f.owner, m.status, m.language, m.started_at, m.finished_at
+           FROM meetings m LEFT JOIN files f ON f.id = m.file_id
+          WHERE ($1::text IS NULL OR m.status = $1)
+            AND ($2::uuid IS NULL OR f.owner = $2)
+            AND ($3::text IS NULL OR m.language = $3)
+            AND ($4::uuid IS NULL OR m.id > $4)
+          ORDER BY m.id LIMIT $5",
+    )
+    .bind(filter.status)
+    .bind(filter.owner)
+    .bind(filter.language)
+    .bind(after)
+    .bind(limit)
+    // Planned for these very values, so that an absent filter costs nothing and a rare one uses its index.
+    .persistent(false)
+    .fetch_all(pool)
+    .await
+}
+
+/// Returns a file.
+pub async fn file(pool: &PgPool, id: Uuid) -> Result<Option<FileView>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at FROM files WHERE id = $1",
+    )
+    .bind(id)
+    .fetch_optional(pool)
+    .await
+}
+
+/// Which files are looked for.
+#[derive(Debug, Clone, Copy)]
+pub enum WhichFiles<'a> {
+    /// Those of these very bytes, by their SHA-256.
+    Content(&'a str),
+    /// Those of this very sound, by its fingerprint.
+    Sound(&'a str),
+}
+
+/// Returns files in order of id, after `after`, at most `limit`.
+pub async fn files(
+    pool: &PgPool,
+    which: WhichFiles<'_>,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<FileView>, sqlx::Error> {
+    let (statement, value) = match which {
+        WhichFiles::Content(sha256) => (
+            "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at
+               FROM files WHERE sha256 = $1 AND id > $2 ORDER BY id LIMIT $3",
+            sha256,
+        ),
+        WhichFiles::Sound(content_fp) => (
+            "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at
+               FROM files WHERE content_fp = $1 AND id > $2 ORDER BY id LIMIT $3",
+            content_fp,
+        ),
+    };
+    sqlx::query_as(statement)
+        .bind(value)
+        .bind(after.unwrap_or(Uuid::nil()))
+        .bind(limit)
+        .fetch_all(pool)
+        .await
+}
+
+/// Returns a person.
+pub async fn profile(pool: &PgPool, id: Uuid) -> Result<Option<Found<ProfileSummary>>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    let mut snapshot = snapshot(&mut connection).await?;
+    let row = sqlx::query_as(
+        "SELECT id, display_name, coalesce(jsonb_array_length(embeddings), 0) AS voice_samples, created_at
+           FROM user_profiles WHERE id = $1",
+    )
+    .bind(id)
+    .fetch_optional(&mut *snapshot)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let position = checkpoint::read(&mut *snapshot).await?.position;
+    let version = log::version_at(&mut *snapshot, "profile", id, position).await?;
+    snapshot.commit().await?;
+    Ok(Some(Found { row, version, position }))
+}
+
+/// Returns people in order of id, after `after`, at most `limit`.
+pub async fn profiles(
+    pool: &PgPool,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<ProfileSummary>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT id, display_name, coalesce(jsonb_array_length(embeddings), 0) AS voice_samples, created_at
+           FROM user_profiles WHERE id > $1 ORDER BY id LIMIT $2",
+    )
+    .bind(after.unwrap_or(Uuid::nil()))
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// Returns a cached result that has not expired at `now`.
+pub async fn cached(
+    pool: &PgPool,
+    key: &str,
+    now: DateTime<Utc>,
+) -> Result<Option<CacheView>, sqlx::Error> {
+    sqlx::query_as("SELECT key, value, ttl FROM cache WHERE key = $1 AND (ttl IS NULL OR ttl > $2)")
+        .bind(key)
+        .bind(now)
+        .fetch_optional(pool)
+        .await
+}
+
+/// How many meetings stand where.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MeetingCounts {
+    /// Waiting for a worker.
+    pub pending: i64,
+    /// Being worked on.
+    pub processing: i64,
+    /// Done.
+    pub completed: i64,
+    /// Broken off.
+    pub failed: i64,
+}
+
+/// Counts the meetings by status.
+pub async fn meeting_counts(pool: &PgPool) -> Result<MeetingCounts, sqlx::Error> {
+    let rows = sqlx::query("SELECT status, count(*) FROM meetings GROUP BY status").fetch_all(pool).await?;
+    let mut counts = MeetingCounts::default();
+    for row in rows {
+        let (status, count): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+        match status.as_str() {
+            "pending" => counts.pending = count,
+            "processing" => counts.processing = count,
+            "completed" => counts.completed = count,
+            "failed" => counts.failed = count,
+            _ => {}
+        }
+    }
+    Ok(counts)
+}
