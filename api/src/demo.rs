@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use comfy_table::Table;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
 use domain::artifact::{ArtifactType, Meta, S3Key};
 use domain::file::{ContentFp, DurationSeconds, File, MimeType, Sha256, SizeBytes};
 use domain::ids::{FileId, MeetingId, OwnerId, ProfileId};
@@ -322,7 +322,7 @@ async fn show_tables(pool: &PgPool) -> anyhow::Result<()> {
         let rows = sqlx::query(rows).fetch_all(pool).await?;
         let count: i64 = sqlx::query_scalar(count).fetch_one(pool).await?;
         let mut table = Table::new();
-        table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(columns.iter().copied());
+        table.load_preset(UTF8_FULL_CONDENSED).set_header(columns.iter().copied());
         for row in &rows {
             let cell = |column| Ok(row.try_get::<Option<String>, _>(column)?.unwrap_or_default());
             let cells = (0..columns.len()).map(cell).collect::<Result<Vec<_>, sqlx::Error>>()?;

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use sqlx::PgPool;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection, PgConnection, PgPool};
 
 /// Applies the migrations that the database lacks. Several processes may do so at once: sqlx holds a lock.
 ///
@@ -13,5 +13,11 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into(), false)
     };
     let migrations = vec![migration(1, "log", include_str!("../../migrations/0001_log.sql"))];
-    Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }.run(pool).await
+    // sqlx keeps its list of what was applied in the first schema of the search_path: always the same one.
+    let options = pool.connect_options().as_ref().clone().options([("search_path", "public")]);
+    let mut connection = PgConnection::connect_with(&options).await?;
+    let migrator = Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT };
+    migrator.run(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
 }
