@@ -29,7 +29,7 @@ async fn a_new_cluster_is_durable_checked_in_utf8_and_in_the_c_locale() {
         assert_eq!(show(&embedded, setting).await, "on", "{setting}");
     }
     assert_eq!(show(&embedded, "server_encoding").await, "UTF8");
-    assert_eq!(show(&embedded, "max_connections").await, "100");
+    assert_eq!(show(&embedded, "max_connections").await, "200");
     assert_eq!(show(&embedded, "max_wal_size").await, "2GB");
     let locale: (String, String) =
         sqlx::query_as("SELECT datcollate, datctype FROM pg_database WHERE datname = current_database()")

@@ -107,7 +107,7 @@ port = {port}
 unix_socket_directories = {socket_dir}
 unix_socket_permissions = 0700
 password_encryption = 'scram-sha-256'
-max_connections = 100
+max_connections = 200
 
 fsync = {durable}
 synchronous_commit = {durable}
