@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -74,7 +74,11 @@ pub fn app(state: AppState) -> Router {
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
         .fallback(|| async { Problem::not_found("route_not_found", "there is no such route; see /docs") })
         .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route has other methods; see /docs")
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "the route has other methods; see /docs",
+            )
         })
         .layer(CatchPanicLayer::custom(|_| {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
@@ -92,7 +96,9 @@ pub fn operations_app(state: AppState) -> Router {
         .route("/healthz", get(routes::operations::healthz))
         .route("/readyz", get(routes::operations::readyz))
         .route("/metrics", get(routes::operations::metrics))
-        .fallback(|| async { Problem::not_found("route_not_found", "this process serves health and metrics only") })
+        .fallback(|| async {
+            Problem::not_found("route_not_found", "this process serves health and metrics only")
+        })
         .layer(middleware::from_fn(observe))
         .with_state(state)
 }
@@ -162,4 +168,3 @@ fn request_id(request: &Request) -> HeaderValue {
         HeaderValue::from_str(&Uuid::now_v7().to_string()).expect("a UUID is printable ASCII")
     })
 }
-

@@ -59,7 +59,16 @@ impl Book {
                 let (projection_sender, projection) = watch::channel(Projection::Standby);
                 let bus = CommandBus::new(&store);
                 let shutdown = CancellationToken::new();
-                Ok(Self { store, bus, projection, shutdown, tasks, projection_sender, store_shutdown, database })
+                Ok(Self {
+                    store,
+                    bus,
+                    projection,
+                    shutdown,
+                    tasks,
+                    projection_sender,
+                    store_shutdown,
+                    database,
+                })
             }
             Err(error) => {
                 database.leave().await;
@@ -155,7 +164,9 @@ impl Database {
         let (line, update) = terminal::starting();
         let embedded = embedded::start(&settings, &update).await;
         line.finish_and_clear();
-        embedded.map(|embedded| Self::Embedded(Box::new(embedded))).context("cannot use the embedded PostgreSQL")
+        embedded
+            .map(|embedded| Self::Embedded(Box::new(embedded)))
+            .context("cannot use the embedded PostgreSQL")
     }
 
     async fn connect(&self, max_connections: u32) -> anyhow::Result<PgPool> {
@@ -189,7 +200,10 @@ impl Database {
         match self {
             Self::Embedded(embedded) => {
                 if let Err(error) = embedded.leave().await {
-                    warn!(error = &error as &dyn std::error::Error, "could not leave the embedded PostgreSQL");
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "could not leave the embedded PostgreSQL"
+                    );
                 }
             }
             Self::External(_) => {}

@@ -15,8 +15,12 @@ use crate::{demo, embedded, events, import, serve, status, telemetry, terminal};
 
 /// The system of record of a meeting-processing pipeline
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 100,
-          after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 130 interrupted")]
+#[command(
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 130 interrupted"
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

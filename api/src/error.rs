@@ -75,7 +75,11 @@ impl Problem {
     /// Returns a 500, and logs its cause, which the client does not get to see.
     pub fn internal(cause: &(dyn StdError + 'static)) -> Self {
         error!(error = cause, "a request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here; the log has the cause")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "something went wrong here; the log has the cause",
+        )
     }
 }
 
@@ -112,8 +116,11 @@ impl From<MeetingError> for Problem {
             | MeetingError::TakenByAnotherWorker
             | MeetingError::AnotherFile
             | MeetingError::FingerprintMissing
+            | MeetingError::TooManyStages
             | MeetingError::SpeakersCorrected => StatusCode::CONFLICT,
-            MeetingError::UnfitValue | MeetingError::UnknownCluster => StatusCode::UNPROCESSABLE_ENTITY,
+            MeetingError::UnfitValue | MeetingError::UnknownCluster | MeetingError::UnfitDecision => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
         };
         Self::new(status, error.code(), error.to_string())
     }

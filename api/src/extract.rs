@@ -140,7 +140,11 @@ fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
 fn body_problem(rejection: BytesRejection) -> Problem {
     let response = rejection.into_response();
     if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than allowed");
+        return Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            "the body is larger than allowed",
+        );
     }
     Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", "the body could not be read to its end")
 }
@@ -383,7 +387,8 @@ mod tests {
     #[test]
     fn blanks_and_order_do_not_make_another_request() {
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, "application/json".parse().unwrap())]);
-        let canonical = |text: &str| parse_body::<serde_json::Value>(&headers, text.as_bytes()).ok().unwrap().1;
+        let canonical =
+            |text: &str| parse_body::<serde_json::Value>(&headers, text.as_bytes()).ok().unwrap().1;
         assert_eq!(canonical(r#"{"a":1,"b":2}"#), canonical("{ \"b\": 2,\n \"a\": 1 }"));
         assert_ne!(canonical(r#"{"a":1}"#), canonical(r#"{"a":2}"#));
     }

@@ -183,10 +183,7 @@ async fn import_file(book: &Book, path: &Path) -> anyhow::Result<Vec<Imported>> 
 }
 
 /// Plays what is missing of a recording's life.
-async fn import_recording(
-    book: &Book,
-    recording: Recording,
-) -> Result<Imported, CommandError<MeetingError>> {
+async fn import_recording(book: &Book, recording: Recording) -> Result<Imported, CommandError<MeetingError>> {
     let secret = &book.store.identity().secret;
     let id = MeetingId::derive(secret, None, &recording.sha256);
     let file = File {

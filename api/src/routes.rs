@@ -57,8 +57,7 @@ impl CommandAnswer {
 
 impl IntoResponse for CommandAnswer {
     fn into_response(self) -> Response {
-        let headers =
-            [(header::ETAG, etag(self.version)), (POSITION, self.position.to_string())];
+        let headers = [(header::ETAG, etag(self.version)), (POSITION, self.position.to_string())];
         (headers, Json(self)).into_response()
     }
 }

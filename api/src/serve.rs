@@ -47,7 +47,8 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
 
     let shutdown = book.shutdown.clone();
     let stopping = shutdown.clone();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async move { stopping.cancelled().await });
+    let serving =
+        axum::serve(listener, router).with_graceful_shutdown(async move { stopping.cancelled().await });
     let mut serving = tokio::spawn(serving.into_future());
     let failed = tokio::select! {
         () = stop_signal() => None,

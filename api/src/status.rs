@@ -72,11 +72,7 @@ async fn status(book: &Book) -> anyhow::Result<Status> {
     Ok(Status {
         database: Database { url: book.shown_url(), version, embedded },
         log: Log { id: identity.log_id, epoch: identity.epoch, head: lag.head },
-        read_models: ReadModels {
-            position: lag.position,
-            lag_events: lag.events,
-            lag_seconds: lag.seconds,
-        },
+        read_models: ReadModels { position: lag.position, lag_events: lag.events, lag_seconds: lag.seconds },
         meetings: queries::meeting_counts(pool).await?,
     })
 }
@@ -99,9 +95,12 @@ fn table(status: &Status) -> Table {
         events => format!("{events} events behind, the oldest for {:.1} s", read_models.lag_seconds),
     };
     row("tables", format!("position {}, {lag}", read_models.position));
-    row("meetings", format!(
-        "{} pending, {} processing, {} completed, {} failed",
-        meetings.pending, meetings.processing, meetings.completed, meetings.failed
-    ));
+    row(
+        "meetings",
+        format!(
+            "{} pending, {} processing, {} completed, {} failed",
+            meetings.pending, meetings.processing, meetings.completed, meetings.failed
+        ),
+    );
     table
 }

@@ -8,9 +8,8 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{LogFormat, TelemetryConfig};
 
 /// Durations in seconds, from a tenth of a flush to a time-out.
-const SECONDS: &[f64] = &[
-    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
+const SECONDS: &[f64] =
+    &[0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const GROUP_SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 /// Starts logging to standard error: standard output is for results.
@@ -42,12 +41,23 @@ fn describe() {
     describe_counter!("minutebook_appends_total", "Appends by outcome: appended, duplicate, conflict");
     describe_counter!("minutebook_append_retries_total", "Groups sent again after a lost connection");
     describe_histogram!("minutebook_append_group_size", "Appends that went to disk together");
-    describe_counter!("minutebook_command_conflicts_total", "Appends that met a conflict and were decided anew");
-    describe_histogram!("minutebook_command_seconds", Unit::Seconds, "Commands by aggregate, name and outcome");
+    describe_counter!(
+        "minutebook_command_conflicts_total",
+        "Appends that met a conflict and were decided anew"
+    );
+    describe_histogram!(
+        "minutebook_command_seconds",
+        Unit::Seconds,
+        "Commands by aggregate, name and outcome"
+    );
     describe_counter!("minutebook_projected_events_total", "Events that the projector took into the tables");
     describe_gauge!("minutebook_log_head", "The newest position of the log");
     describe_gauge!("minutebook_projection_position", "The last position that the tables show");
     describe_gauge!("minutebook_projection_lag_events", "Events that the tables do not show yet");
     describe_gauge!("minutebook_projection_lag_seconds", Unit::Seconds, "Age of the oldest of them");
-    describe_histogram!("minutebook_http_request_seconds", Unit::Seconds, "Requests by route, method and status");
+    describe_histogram!(
+        "minutebook_http_request_seconds",
+        Unit::Seconds,
+        "Requests by route, method and status"
+    );
 }

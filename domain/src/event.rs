@@ -46,7 +46,7 @@ pub enum DecodeError {
         /// The stored version.
         event_version: String,
         /// The newest version that is known.
-        newest: u32,
+        newest: &'static str,
     },
     /// The payload is of another type than its row says.
     #[error("payload is a {found}, its row says {expected}")]
@@ -75,13 +75,6 @@ impl Event {
         };
         if event.name() != event_type {
             return Err(DecodeError::AnotherType { expected: event_type.to_owned(), found: event.name() });
-        }
-        if upcast::is_current(event_type, event_version) && event_version.parse() != Ok(event.version()) {
-            return Err(DecodeError::UnknownVersion {
-                event_type: event_type.to_owned(),
-                event_version: event_version.to_owned(),
-                newest: event.version(),
-            });
         }
         Ok(event)
     }
@@ -116,12 +109,19 @@ fn decode_payload<E: DeserializeOwned>(
     event_version: &str,
     payload: &str,
 ) -> Result<E, DecodeError> {
-    let decoded = if upcast::is_current(event_type, event_version) {
+    let newest = upcast::newest_version(event_type);
+    let decoded = if event_version == newest {
         serde_json::from_str(payload)
-    } else {
+    } else if upcast::can_upcast(event_type, event_version) {
         serde_json::from_str(payload)
             .map(|value| upcast::upcast(event_type, event_version, value))
             .and_then(serde_json::from_value)
+    } else {
+        return Err(DecodeError::UnknownVersion {
+            event_type: event_type.to_owned(),
+            event_version: event_version.to_owned(),
+            newest,
+        });
     };
     // serde's own message may quote the value.
     decoded.map_err(|error: serde_json::Error| DecodeError::BadPayload {

@@ -17,7 +17,7 @@ use cqrs_es::event_sink::EventSink;
 use cqrs_es::{Aggregate, DomainEvent};
 
 pub use command::{FailMeeting, MeetingCommand, RegisterMeeting};
-pub use decide::{MAX_CACHED_BYTES, MeetingError, decide};
+pub use decide::{MAX_CACHED_BYTES, MAX_STAGES, MeetingError, decide};
 pub use event::{MeetingCompleted, MeetingEvent, MeetingRegistered};
 pub use state::{Meeting, Origin, Record, Status, evolve};
 

@@ -138,6 +138,38 @@ impl From<Confidence> for f64 {
     }
 }
 
+/// How far the best candidate is ahead of the best other person: finite, -2 to 2 (a difference of cosines).
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Margin(f64);
+
+impl Margin {
+    /// Returns the number.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Margin {
+    type Error = ValueError;
+    fn try_from(number: f64) -> Result<Self, ValueError> {
+        if (-2.0..=2.0).contains(&number) {
+            Ok(Self(number + 0.0))
+        } else {
+            Err(ValueError::new("margin", "must be a number from -2 to 2"))
+        }
+    }
+}
+
+impl From<Margin> for f64 {
+    fn from(margin: Margin) -> Self {
+        margin.0
+    }
+}
+
+/// The most candidates that a decision keeps.
+pub const MAX_CANDIDATES: usize = 3;
+
 /// A profile that a cluster resembles.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
@@ -156,8 +188,8 @@ pub struct Evidence {
     pub policy_version: PolicyVersion,
     /// The distance to the best other person, where there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub margin: Option<f64>,
-    /// The best candidates, best first, at most three.
+    pub margin: Option<Margin>,
+    /// The best candidates, best first, at most [`MAX_CANDIDATES`].
     pub candidates: Vec<Candidate>,
 }
 
@@ -178,6 +210,15 @@ pub enum Decision {
         /// Why.
         evidence: Evidence,
     },
+}
+
+impl Decision {
+    /// Returns what the decision rests on.
+    pub const fn evidence(&self) -> &Evidence {
+        match self {
+            Self::Identified { evidence, .. } | Self::NotIdentified { evidence } => evidence,
+        }
+    }
 }
 
 /// Who linked a speaker to a profile.

@@ -18,9 +18,15 @@ struct Upcaster {
 /// Every step, older versions of an event first. No event has an old version yet.
 const UPCASTERS: &[Upcaster] = &[];
 
-/// Says whether a payload needs no lifting.
-pub fn is_current(event_type: &str, event_version: &str) -> bool {
-    !UPCASTERS.iter().any(|step| step.event_type == event_type && step.from_version == event_version)
+/// Returns the version in which an event of this type is stored today.
+pub fn newest_version(event_type: &str) -> &'static str {
+    let steps = UPCASTERS.iter().filter(|step| step.event_type == event_type);
+    steps.last().map_or("1", |step| step.to_version)
+}
+
+/// Says whether a payload of this version can be lifted to today's shape.
+pub fn can_upcast(event_type: &str, event_version: &str) -> bool {
+    UPCASTERS.iter().any(|step| step.event_type == event_type && step.from_version == event_version)
 }
 
 /// Lifts `payload` step by step to today's shape.

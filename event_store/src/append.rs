@@ -248,7 +248,8 @@ impl AppendTask {
 
 /// Takes what is waiting, within bounds.
 fn take_group(first: Waiting, queue: &mut mpsc::Receiver<Waiting>) -> Vec<Waiting> {
-    let size = |waiting: &Waiting| waiting.append.events.iter().map(|event| event.payload.len()).sum::<usize>();
+    let size =
+        |waiting: &Waiting| waiting.append.events.iter().map(|event| event.payload.len()).sum::<usize>();
     let mut bytes = size(&first);
     let mut group = vec![first];
     while group.len() < GROUP_APPENDS && bytes < GROUP_BYTES {
@@ -285,7 +286,9 @@ async fn call_log_append(
 ) -> Result<Vec<Outcome>, sqlx::Error> {
     let counts = appends.iter().map(|append| append.events.len() as i32).collect::<Vec<_>>();
     let events = || {
-        (1..).zip(appends).flat_map(|(n, append)| (1..).zip(&append.events).map(move |(m, event)| (n, m, event)))
+        (1..)
+            .zip(appends)
+            .flat_map(|(n, append)| (1..).zip(&append.events).map(move |(m, event)| (n, m, event)))
     };
     let rows = sqlx::query(
         "SELECT outcome, version, first_position, last_position, request_hmac
@@ -323,9 +326,7 @@ fn outcome(row: &PgRow) -> Result<Outcome, sqlx::Error> {
     };
     match row.try_get("outcome")? {
         "appended" => Ok(Outcome::Appended(place()?)),
-        "duplicate" => {
-            Ok(Outcome::Duplicate { place: place()?, request_hmac: row.try_get("request_hmac")? })
-        }
+        "duplicate" => Ok(Outcome::Duplicate { place: place()?, request_hmac: row.try_get("request_hmac")? }),
         "conflict" => Ok(Outcome::Conflict { actual_version: version }),
         other => Err(sqlx::Error::Protocol(format!("log.append answered {other:?}"))),
     }

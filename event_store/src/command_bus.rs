@@ -182,8 +182,8 @@ where
 {
     fn new(pool: PgPool, appender: Appender) -> Self {
         let repository = LogRepository::new(pool, appender.clone());
-        let store = PersistedEventStore::new_event_store(repository)
-            .with_upcasters(domain::upcast::for_cqrs_es());
+        let store =
+            PersistedEventStore::new_event_store(repository).with_upcasters(domain::upcast::for_cqrs_es());
         Self { store, appender, cache: Mutex::new(LruCache::new(CACHED)) }
     }
 

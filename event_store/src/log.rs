@@ -87,7 +87,12 @@ impl StoredEvent {
             &self.payload,
         )
         .map_err(|source| LogError::Decode { position: self.position, source })?;
-        Ok(Recorded { position: self.position, recorded_at: self.recorded_at, sequence: self.sequence, event })
+        Ok(Recorded {
+            position: self.position,
+            recorded_at: self.recorded_at,
+            sequence: self.sequence,
+            event,
+        })
     }
 }
 

@@ -23,7 +23,10 @@ pub struct LogRepository {
 impl LogRepository {
     /// Returns a repository over `log.events`.
     pub fn new(pool: PgPool, appender: Appender) -> Self {
-        Self { loading: PostgresEventRepository::new(pool).with_tables("log.events", "log.no_snapshots"), appender }
+        Self {
+            loading: PostgresEventRepository::new(pool).with_tables("log.events", "log.no_snapshots"),
+            appender,
+        }
     }
 }
 
@@ -87,7 +90,9 @@ impl PersistedEventRepository for LogRepository {
             Ok(Outcome::Conflict { .. } | Outcome::Duplicate { .. }) => {
                 Err(PersistenceError::OptimisticLockError)
             }
-            Err(error @ AppendError::Unavailable(_)) => Err(PersistenceError::ConnectionError(Box::new(error))),
+            Err(error @ AppendError::Unavailable(_)) => {
+                Err(PersistenceError::ConnectionError(Box::new(error)))
+            }
             Err(error) => Err(PersistenceError::UnknownError(Box::new(error))),
         }
     }

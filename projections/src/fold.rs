@@ -102,7 +102,10 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
             let speaker = |cluster: &domain::speaker::Cluster| {
                 let speaker_id = id.speaker(*attempt, &cluster.cluster_id);
-                speaker_row(id, &Speaker { id: speaker_id, cluster_id: cluster.cluster_id.clone(), link: None })
+                speaker_row(
+                    id,
+                    &Speaker { id: speaker_id, cluster_id: cluster.cluster_id.clone(), link: None },
+                )
             };
             rows.speakers = clusters.clusters().iter().map(speaker).map(|row| (row.id, row)).collect();
         }

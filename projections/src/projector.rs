@@ -258,16 +258,14 @@ impl Writer {
         };
         let failed = |phase| move |source| ProjectError::Database { phase, position: first.position, source };
         let mut transaction = self.connection.begin().await.map_err(failed("beginning a batch"))?;
-        let locked =
-            checkpoint::lock(&mut transaction).await.map_err(failed("locking the checkpoint"))?;
+        let locked = checkpoint::lock(&mut transaction).await.map_err(failed("locking the checkpoint"))?;
         if locked != self.checkpoint || locked.position + 1 != first.position {
             let (expected, found) = (self.checkpoint.position, locked.position);
             return Err(ProjectError::Overtaken { expected, found });
         }
 
-        let before = rows_before(&mut transaction, &mut self.cache, batch)
-            .await
-            .map_err(failed("loading rows"))?;
+        let before =
+            rows_before(&mut transaction, &mut self.cache, batch).await.map_err(failed("loading rows"))?;
         let mut after = before.clone();
         for recorded in batch {
             let rows = after.entry(key(&recorded.event)).or_insert_with(|| Rows::empty_for(&recorded.event));
@@ -411,7 +409,8 @@ impl<'a, Row: PartialEq> Set<'a, Row> {
     }
 
     fn compare_all(&mut self, before: &BTreeMap<Uuid, Row>, after: &'a BTreeMap<Uuid, Row>) {
-        self.upserts.extend(after.iter().filter(|(id, row)| before.get(*id) != Some(row)).map(|(_, row)| row));
+        self.upserts
+            .extend(after.iter().filter(|(id, row)| before.get(*id) != Some(row)).map(|(_, row)| row));
         self.deletes.extend(before.keys().filter(|id| !after.contains_key(*id)));
     }
 }

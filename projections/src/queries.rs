@@ -12,8 +12,7 @@ use crate::tables::checkpoint;
 use crate::tables::speakers::{self, SpeakerRow};
 
 /// A file as readers see it.
-#[derive(Debug, Serialize, FromRow)]
-#[derive(utoipa::ToSchema)]
+#[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
 pub struct FileView {
     /// The file.
     pub id: Uuid,
@@ -34,8 +33,7 @@ pub struct FileView {
 }
 
 /// A meeting in a list.
-#[derive(Debug, Serialize, FromRow)]
-#[derive(utoipa::ToSchema)]
+#[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
 pub struct MeetingSummary {
     /// The meeting.
     pub id: Uuid,
@@ -54,8 +52,7 @@ pub struct MeetingSummary {
 }
 
 /// A meeting with all that belongs to it.
-#[derive(Debug, Serialize)]
-#[derive(utoipa::ToSchema)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct MeetingDetails {
     /// The meeting.
     pub id: Uuid,
@@ -80,8 +77,7 @@ pub struct MeetingDetails {
 }
 
 /// A speaker of a meeting.
-#[derive(Debug, Serialize)]
-#[derive(utoipa::ToSchema)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct SpeakerView {
     /// The speaker.
     pub id: Uuid,
@@ -101,8 +97,7 @@ impl From<SpeakerRow> for SpeakerView {
 }
 
 /// An artifact of a meeting.
-#[derive(Debug, Serialize)]
-#[derive(utoipa::ToSchema)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ArtifactView {
     /// The artifact.
     pub id: Uuid,
@@ -124,8 +119,7 @@ impl From<ArtifactRow> for ArtifactView {
 }
 
 /// A person known by name. Voices stay in the table.
-#[derive(Serialize, FromRow)]
-#[derive(utoipa::ToSchema)]
+#[derive(Serialize, FromRow, utoipa::ToSchema)]
 pub struct ProfileSummary {
     /// The profile.
     pub id: Uuid,
@@ -148,8 +142,7 @@ pub struct Found<T> {
 }
 
 /// A cached result.
-#[derive(Debug, Serialize, FromRow)]
-#[derive(utoipa::ToSchema)]
+#[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
 pub struct CacheView {
     /// The key.
     pub key: String,
@@ -278,12 +271,7 @@ pub async fn files(
             content_fp,
         ),
     };
-    sqlx::query_as(statement)
-        .bind(value)
-        .bind(after.unwrap_or(Uuid::nil()))
-        .bind(limit)
-        .fetch_all(pool)
-        .await
+    sqlx::query_as(statement).bind(value).bind(after.unwrap_or(Uuid::nil())).bind(limit).fetch_all(pool).await
 }
 
 /// Returns a person.
@@ -321,11 +309,7 @@ pub async fn profiles(
 }
 
 /// Returns a cached result that has not expired at `now`.
-pub async fn cached(
-    pool: &PgPool,
-    key: &str,
-    now: DateTime<Utc>,
-) -> Result<Option<CacheView>, sqlx::Error> {
+pub async fn cached(pool: &PgPool, key: &str, now: DateTime<Utc>) -> Result<Option<CacheView>, sqlx::Error> {
     sqlx::query_as("SELECT key, value, ttl FROM cache WHERE key = $1 AND (ttl IS NULL OR ttl > $2)")
         .bind(key)
         .bind(now)

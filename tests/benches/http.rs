@@ -1,3 +1,134 @@
-//! Written next.
+//! Whole HTTP commands per second: registering a meeting over 64 connections, load generator and server in
+//! one process on the same cores, against one row per transaction at 64 clients. Beside it an empty route
+//! that echoes the same JSON, to show what HTTP alone costs.
+//!
+//! `cargo bench --bench http`; ROUNDS and SECONDS change how long it takes.
 
-fn main() {}
+#![expect(clippy::print_stdout, reason = "a benchmark's result")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::app::{AppState, app};
+use api::config::ServeConfig;
+use clap::Parser;
+use tests::bench::{Baseline, BenchCluster, quantile, setting};
+use tests::workload::Workload;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const CONNECTIONS: usize = 64;
+
+#[derive(Parser)]
+struct Defaults {
+    #[command(flatten)]
+    serve: ServeConfig,
+}
+
+#[tokio::main]
+async fn main() {
+    let rounds = setting("ROUNDS", 5);
+    let duration = Duration::from_secs(setting("SECONDS", 3));
+    let cluster = BenchCluster::start(env!("CARGO_TARGET_TMPDIR")).await;
+    let database = cluster.database("http").await;
+    let mut workload = Workload::new(2, 1);
+    let samples = (0..200).map(|_| workload.next_registration()).collect::<Vec<_>>();
+    let baseline = Baseline::create(&cluster, &database, &samples).await;
+
+    let book = Arc::new(database.open().await);
+    book.start_projector();
+    let metrics = api::telemetry::init_metrics().expect("metrics start once");
+    let config = Defaults::parse_from(["bench"]).serve;
+    let server = serve(app(AppState::new(Arc::clone(&book), config, metrics))).await;
+    let echo = axum::Router::new().route("/v1/meetings", axum::routing::post(async |body: String| body));
+    let echo = serve(echo).await;
+
+    let (mut ratios, mut ours, mut theirs, mut echoes, mut p99s) = (vec![], vec![], vec![], vec![], vec![]);
+    for _ in 0..rounds {
+        let base = baseline.run(CONNECTIONS, duration).await;
+        let (commands, p99) = load(server, duration, "201").await;
+        let (echoed, _) = load(echo, duration / 3, "200").await;
+        ratios.push(commands / base);
+        ours.push(commands);
+        theirs.push(base);
+        echoes.push(echoed);
+        p99s.push(p99);
+    }
+    println!(
+        "baseline/s  commands/s   ratio    p99      echo/s  (medians of {rounds} rounds of {duration:?})"
+    );
+    println!(
+        "{:>10.0}  {:>10.0}  {:>5.2}x  {:>6.1?}  {:>8.0}",
+        quantile(&mut theirs, 0.5),
+        quantile(&mut ours, 0.5),
+        quantile(&mut ratios, 0.5),
+        quantile(&mut p99s, 0.5),
+        quantile(&mut echoes, 0.5),
+    );
+    let book = Arc::into_inner(book);
+    if let Some(book) = book {
+        book.close().await;
+    }
+    cluster.stop().await;
+}
+
+async fn serve(router: axum::Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(axum::serve(listener, router).into_future());
+    address
+}
+
+/// Posts registrations over kept-alive connections; returns answers per second and the 99th percentile of
+/// their latency. Every answer must have `status`.
+async fn load(server: SocketAddr, duration: Duration, status: &'static str) -> (f64, Duration) {
+    let started = Instant::now();
+    let deadline = started + duration;
+    let connections = (0..CONNECTIONS).map(|_| tokio::spawn(connection(server, deadline, status)));
+    let done = futures::future::join_all(connections).await;
+    let elapsed = started.elapsed();
+    let mut latencies =
+        done.into_iter().flat_map(|done| done.expect("a connection ends well")).collect::<Vec<_>>();
+    let rate = latencies.len() as f64 / elapsed.as_secs_f64();
+    (rate, quantile(&mut latencies, 0.99))
+}
+
+async fn connection(server: SocketAddr, deadline: Instant, status: &str) -> Vec<Duration> {
+    let mut stream = TcpStream::connect(server).await.expect("the server listens");
+    stream.set_nodelay(true).expect("a socket");
+    let mut random = fastrand::Rng::new();
+    let mut buffer = vec![0; 16 * 1024];
+    let mut latencies = vec![];
+    while Instant::now() < deadline {
+        let sha256 = (0..64).map(|_| random.digit(16)).collect::<String>();
+        let body = format!(r#"{{"sha256":"{sha256}","mime":"audio/flac","size":31457280,"duration":1800}}"#);
+        let request = format!(
+            "POST /v1/meetings HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let sent = Instant::now();
+        stream.write_all(request.as_bytes()).await.expect("the server reads");
+        let answered = read_response(&mut stream, &mut buffer).await;
+        assert_eq!(answered, status, "{}", String::from_utf8_lossy(&buffer));
+        latencies.push(sent.elapsed());
+    }
+    latencies
+}
+
+/// Reads one response with a content-length; returns its status.
+async fn read_response(stream: &mut TcpStream, buffer: &mut [u8]) -> String {
+    let mut filled = 0;
+    loop {
+        let read = stream.read(&mut buffer[filled..]).await.expect("the server answers");
+        assert!(read > 0, "the server closed the connection");
+        filled += read;
+        let text = std::str::from_utf8(&buffer[..filled]).expect("an answer in UTF-8");
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.and_then(|length| length.parse::<usize>().ok()).expect("a content-length");
+        if body.len() >= length {
+            return head[9..12].to_owned();
+        }
+    }
+}

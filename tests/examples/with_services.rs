@@ -13,7 +13,9 @@ use tokio::process::Command;
 async fn main() -> anyhow::Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1).peekable();
     let durable = arguments.next_if(|argument| argument == "--durable").is_some();
-    let Some(program) = arguments.next() else { bail!("usage: with_services [--durable] COMMAND [ARGUMENT…]") };
+    let Some(program) = arguments.next() else {
+        bail!("usage: with_services [--durable] COMMAND [ARGUMENT…]")
+    };
 
     let directory = tempfile::tempdir().context("cannot make a directory for PostgreSQL")?;
     let settings = Settings {

@@ -45,7 +45,8 @@ impl Server {
         let find_url = async {
             let mut seen = Vec::new();
             while let Some(line) = lines.next_line().await.unwrap() {
-                if let Some((_, rest)) = line.split_once("is at http://").or(line.split_once("health is at http://"))
+                if let Some((_, rest)) =
+                    line.split_once("is at http://").or(line.split_once("health is at http://"))
                 {
                     let address = rest.split('/').next().unwrap();
                     return format!("http://{address}");

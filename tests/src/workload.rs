@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use domain::Timestamp;
 use domain::file::{DurationSeconds, File, SizeBytes};
 use domain::ids::{FileId, LogSecret, MeetingId};
-use domain::meeting::{Meeting, MeetingCommand, RegisterMeeting, decide, evolve};
+use domain::meeting::{Meeting, MeetingCommand, MeetingEvent, RegisterMeeting, decide, evolve};
 use domain::speaker::{Cluster, Segment};
 use event_store::append::{Append, NewEvent};
 use uuid::Uuid;
@@ -63,14 +63,7 @@ impl Workload {
             aggregate_id: meeting.id.to_string(),
             expected_version: meeting.version,
             metadata: metadata(self.random.u64(..)),
-            events: events
-                .iter()
-                .map(|event| NewEvent {
-                    event_type: event.name().to_owned(),
-                    event_version: event.version().to_string(),
-                    payload: serde_json::to_string(event).unwrap(),
-                })
-                .collect(),
+            events: events.iter().map(new_event).collect(),
         };
         for event in &events {
             evolve(&mut meeting.state, event);
@@ -84,28 +77,20 @@ impl Workload {
 
     /// Returns an append that registers a new meeting, and nothing more.
     pub fn next_registration(&mut self) -> Append {
-        let mut meeting = self.new_meeting();
-        let command = meeting.commands.pop_front().unwrap();
-        let event = decide(&meeting.state, &command).unwrap().remove(0);
+        let (id, _, register) = self.new_registration();
+        let event = decide(&Meeting::default(), &register).unwrap().remove(0);
         Append {
             command_id: Uuid::now_v7(),
             request_hmac: vec![],
             aggregate_type: "meeting",
-            aggregate_id: meeting.id.to_string(),
+            aggregate_id: id.to_string(),
             expected_version: 0,
             metadata: metadata(self.random.u64(..)),
-            events: vec![NewEvent {
-                event_type: event.name().to_owned(),
-                event_version: event.version().to_string(),
-                payload: serde_json::to_string(&event).unwrap(),
-            }],
+            events: vec![new_event(&event)],
         }
     }
 
-    fn new_meeting(&mut self) -> UnderWay {
-        let hex = |random: &mut fastrand::Rng, digits| {
-            (0..digits).map(|_| random.digit(16)).collect::<String>()
-        };
+    fn new_registration(&mut self) -> (MeetingId, i64, MeetingCommand) {
         let sha256 = hex(&mut self.random, 64).parse().unwrap();
         let id = MeetingId::derive(&self.secret, None, &sha256);
         let duration = self.random.i64(600..3600);
@@ -117,18 +102,25 @@ impl Workload {
             duration: Some(DurationSeconds::try_from(duration).unwrap()),
             owner: None,
         };
+        let register = RegisterMeeting { meeting_id: id, file, at: self.at };
+        (id, duration, MeetingCommand::Register(register))
+    }
+
+    fn new_meeting(&mut self) -> UnderWay {
         let at = self.at;
-        let register = RegisterMeeting { meeting_id: id, file, at };
+        let (id, duration, register) = self.new_registration();
         let artifact = |artifact_type: ArtifactType| MeetingCommand::StoreArtifact {
             artifact_type,
             s3_key: format!("meetings/{id}/{}", artifact_type.as_str()).parse().unwrap(),
-            meta: Some(serde_json::json!({"words": duration * 2, "engine": "transcriber-3"}).try_into().unwrap()),
+            meta: Some(
+                serde_json::json!({"words": duration * 2, "engine": "transcriber-3"}).try_into().unwrap(),
+            ),
         };
         let fingerprint = format!("pcm16k:{}", hex(&mut self.random, 64));
         let clusters = self.clusters(duration);
         let worker = format!("gpu-{}", self.random.u8(..8)).parse().unwrap();
         let commands = VecDeque::from([
-            MeetingCommand::Register(register),
+            register,
             MeetingCommand::Start { worker, at },
             MeetingCommand::RecordFingerprint { content_fp: fingerprint.parse().unwrap() },
             MeetingCommand::RecordLanguage { language: "en".parse().unwrap() },
@@ -152,7 +144,11 @@ impl Workload {
     fn clusters(&mut self, duration: i64) -> Vec<Cluster> {
         let speakers = self.random.usize(3..6);
         let mut clusters = (0..speakers)
-            .map(|n| Cluster { cluster_id: format!("spk{n:02}").parse().unwrap(), segments: vec![], voice: None })
+            .map(|n| Cluster {
+                cluster_id: format!("spk{n:02}").parse().unwrap(),
+                segments: vec![],
+                voice: None,
+            })
             .collect::<Vec<_>>();
         let end = u32::try_from(duration * 1000).unwrap();
         let mut start_ms = 0;
@@ -164,6 +160,18 @@ impl Workload {
         }
         clusters
     }
+}
+
+fn new_event(event: &MeetingEvent) -> NewEvent {
+    NewEvent {
+        event_type: event.name().to_owned(),
+        event_version: event.version().to_string(),
+        payload: serde_json::to_string(event).unwrap(),
+    }
+}
+
+fn hex(random: &mut fastrand::Rng, digits: usize) -> String {
+    (0..digits).map(|_| random.digit(16)).collect()
 }
 
 fn metadata(random: u64) -> String {

@@ -118,8 +118,18 @@ struct Speech<'a> {
 fn parse_line(text: &str) -> Result<Option<Speech<'_>>, String> {
     /// The types of the 2009 evaluation plan.
     const TYPES: [&str; 12] = [
-        "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "SU",
-        "IP", "CB", "A/P",
+        "SEGMENT",
+        "NOSCORE",
+        "NO_RT_METADATA",
+        "LEXEME",
+        "NON-LEX",
+        "NON-SPEECH",
+        "FILLER",
+        "EDIT",
+        "SU",
+        "IP",
+        "CB",
+        "A/P",
     ];
     if text.trim().is_empty() || text.starts_with(";;") {
         return Ok(None);
@@ -204,7 +214,9 @@ mod tests {
 
     #[test]
     fn several_recordings_of_one_file_are_told_apart() {
-        let text = format!("{GOOD}SPEAKER b 1 3 0.001 <NA> <NA> s1 <NA> <NA>\nSPEAKER a 1 9.0 1 <NA> <NA> s2 <NA>\n");
+        let text = format!(
+            "{GOOD}SPEAKER b 1 3 0.001 <NA> <NA> s1 <NA> <NA>\nSPEAKER a 1 9.0 1 <NA> <NA> s2 <NA>\n"
+        );
         let recordings = parse_text(&text).unwrap();
         let names = recordings.iter().map(|recording| recording.name.as_str()).collect::<Vec<_>>();
         assert_eq!(names, ["a", "b"]);

@@ -29,6 +29,7 @@ async fn show(
     _fresh: Fresh,
 ) -> Result<Json<CacheView>, Problem> {
     // No key has a NUL, and PostgreSQL takes no text with one.
-    let found = if key.contains('\0') { None } else { queries::cached(state.book.pool(), &key, now()).await? };
+    let found =
+        if key.contains('\0') { None } else { queries::cached(state.book.pool(), &key, now()).await? };
     found.map(Json).ok_or_else(|| Problem::not_found("cache_miss", "nothing is cached under this key"))
 }

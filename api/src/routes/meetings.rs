@@ -21,7 +21,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems, position_header};
+use super::{
+    CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems, position_header,
+};
 use crate::app::AppState;
 use crate::clock::now;
 use crate::error::Problem;

@@ -69,8 +69,7 @@ pub async fn readyz(State(state): State<AppState>) -> Response {
     let projection = state.book.projection.borrow().clone();
     let lag = freshness::lag(state.book.pool(), Utc::now()).await;
     let readiness = readiness(&projection, lag.as_ref().ok());
-    let status =
-        if readiness.status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if readiness.status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
 

@@ -1,6 +1,8 @@
 //! What becomes of a command to a meeting. A command that has already had its effect yields no event;
 //! one that the meeting's status does not allow is refused.
 
+use std::collections::BTreeSet;
+
 use super::command::{FailMeeting, MeetingCommand, RegisterMeeting};
 use super::event::{MeetingCompleted, MeetingEvent, MeetingRegistered};
 use super::state::{Meeting, Origin, Record, Status};
@@ -8,9 +10,11 @@ use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType, Meta, S3Key};
 use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
-use crate::speaker::{ClusterId, Decision, Diarization};
+use crate::speaker::{ClusterId, Decision, Diarization, MAX_CANDIDATES};
 use crate::text::{Reason, Stage, WorkerId};
 
+/// The most stages whose results one meeting caches.
+pub const MAX_STAGES: usize = 100;
 /// The most bytes of a cached result.
 pub const MAX_CACHED_BYTES: usize = 1024 * 1024;
 
@@ -49,6 +53,12 @@ pub enum MeetingError {
     /// A decision names a cluster that the diarization lacks.
     #[error("a decision names a cluster that is not among the clusters")]
     UnknownCluster,
+    /// Two decisions are about one cluster, or one keeps too many candidates.
+    #[error("a cluster takes one decision with at most three candidates")]
+    UnfitDecision,
+    /// The meeting has cached as many stages as it may.
+    #[error("a meeting caches the results of at most 100 stages")]
+    TooManyStages,
     /// Another diarization would drop what a person decided.
     #[error("a person has already named speakers of this attempt; reprocess the meeting to diarize it anew")]
     SpeakersCorrected,
@@ -67,6 +77,8 @@ impl MeetingError {
             Self::UnfitValue => "invalid_value",
             Self::UnknownSpeaker => "speaker_not_found",
             Self::UnknownCluster => "unknown_cluster",
+            Self::UnfitDecision => "invalid_decision",
+            Self::TooManyStages => "too_many_stages",
             Self::SpeakersCorrected => "speakers_corrected",
         }
     }
@@ -197,7 +209,11 @@ fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(Cluste
     }
     let diarized = MeetingEvent::SpeakersDiarized { attempt: record.attempts, clusters: clusters.clone() };
     let mut events = vec![diarized];
+    let mut decided = BTreeSet::new();
     for (cluster_id, decision) in decisions {
+        if !decided.insert(cluster_id) || decision.evidence().candidates.len() > MAX_CANDIDATES {
+            return Err(MeetingError::UnfitDecision);
+        }
         if !clusters.clusters().iter().any(|cluster| &cluster.cluster_id == cluster_id) {
             return Err(MeetingError::UnknownCluster);
         }
@@ -258,6 +274,9 @@ fn cache(record: &Record, stage: &Stage, value: &str, expires_at: Option<Timesta
     };
     if value.len() > MAX_CACHED_BYTES || value.contains('\0') {
         return Err(MeetingError::UnfitValue);
+    }
+    if record.cached.len() >= MAX_STAGES && !record.cached.contains_key(stage) {
+        return Err(MeetingError::TooManyStages);
     }
     Ok(vec![MeetingEvent::StageResultCached {
         stage: stage.clone(),

@@ -5,11 +5,12 @@ use domain::artifact::{Artifact, ArtifactType};
 use domain::file::{DurationSeconds, File, SizeBytes};
 use domain::ids::{FileId, MeetingId, OwnerId, ProfileId, SpeakerId};
 use domain::meeting::{
-    FailMeeting, MAX_CACHED_BYTES, Meeting, MeetingCommand, MeetingCompleted, MeetingError, MeetingEvent,
-    MeetingRegistered, Origin, RegisterMeeting, Status,
+    FailMeeting, MAX_CACHED_BYTES, MAX_STAGES, Meeting, MeetingCommand, MeetingCompleted, MeetingError,
+    MeetingEvent, MeetingRegistered, Origin, RegisterMeeting, Status,
 };
 use domain::speaker::{
-    Candidate, Cluster, ClusterId, Confidence, Decision, Diarization, Evidence, Link, LinkedBy, Speaker,
+    Candidate, Cluster, ClusterId, Confidence, Decision, Diarization, Evidence, Link, LinkedBy,
+    MAX_CANDIDATES, Speaker,
 };
 
 use crate::given::{Decider, at, given, id, parsed, story};
@@ -91,7 +92,7 @@ fn evidence() -> Evidence {
     Evidence {
         model: parsed("resemblyzer-0.1.4"),
         policy_version: parsed("1"),
-        margin: Some(0.2),
+        margin: Some(0.2.try_into().unwrap()),
         candidates,
     }
 }
@@ -415,6 +416,36 @@ fn speakers_are_listed_in_order_of_cluster() {
     let history = worked_on([speakers(&[("10", None), ("2", None), ("1", None)])]);
     let labels: Vec<String> = completed(history).speakers.iter().map(|s| s.cluster_id.to_string()).collect();
     assert_eq!(labels, ["1", "10", "2"]);
+}
+
+#[test]
+fn a_cluster_takes_one_decision_with_few_candidates() {
+    let decided = |evidences: Vec<Evidence>| MeetingCommand::RecordSpeakers {
+        clusters: diarization(&["x"]),
+        decisions: evidences
+            .into_iter()
+            .map(|evidence| (parsed("x"), Decision::NotIdentified { evidence }))
+            .collect(),
+    };
+    let candidate = evidence().candidates.remove(0);
+    let crowded = Evidence { candidates: vec![candidate; MAX_CANDIDATES + 1], ..evidence() };
+    for command in [decided(vec![evidence(), evidence()]), decided(vec![crowded])] {
+        given::<Meeting>(worked_on([])).when(command).then_refused(MeetingError::UnfitDecision);
+    }
+}
+
+#[test]
+fn a_meeting_caches_a_bounded_number_of_stages() {
+    let cached = |n: usize| MeetingCommand::CacheStageResult {
+        stage: parsed(&format!("stage-{n}")),
+        value: "{}".to_owned(),
+        expires_at: None,
+        at: at(40),
+    };
+    // One more is cached by then.
+    let full = worked_on((1..MAX_STAGES).map(cached));
+    given::<Meeting>(full.clone()).when(cached(MAX_STAGES)).then_refused(MeetingError::TooManyStages);
+    given::<Meeting>(full).when(cached(1)).then([]);
 }
 
 #[test]

@@ -9,12 +9,12 @@ use domain::file::{DurationSeconds, File, SizeBytes};
 use domain::ids::{MeetingId, SpeakerId};
 use domain::meeting::{FailMeeting, Meeting, MeetingCommand, MeetingEvent, RegisterMeeting};
 use domain::profile::{Profile, ProfileCommand, ProfileEvent};
-use domain::speaker::{Candidate, Cluster, ClusterId, Confidence, Decision, Diarization, Evidence};
+use domain::speaker::{Candidate, Cluster, ClusterId, Confidence, Decision, Diarization, Evidence, Margin};
 use domain::text::{Reason, Stage};
 use domain::voice::{Vector, Voice};
 use domain::{Timestamp, ValueError};
 use proptest::collection::{btree_map, vec};
-use proptest::num::{f32 as f32s, f64 as f64s};
+use proptest::num::f32 as f32s;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -147,7 +147,7 @@ fn voice() -> impl Strategy<Value = Voice> {
 
 fn evidence() -> impl Strategy<Value = Evidence> {
     let candidate = (uuid(), confidence()).prop_map(|(profile_id, score)| Candidate { profile_id, score });
-    let margin = option::of(f64s::POSITIVE | f64s::NEGATIVE | f64s::NORMAL | f64s::SUBNORMAL | f64s::ZERO);
+    let margin = option::of((-2.0..=2.0).prop_map(|number| Margin::try_from(number).unwrap()));
     (text(100), text(50), margin, vec(candidate, 0..4)).prop_map(
         |(model, policy_version, margin, candidates)| Evidence { model, policy_version, margin, candidates },
     )

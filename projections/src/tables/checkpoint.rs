@@ -29,14 +29,12 @@ pub async fn advance(
     from: Checkpoint,
     position: i64,
 ) -> Result<bool, sqlx::Error> {
-    let moved = sqlx::query(
-        "UPDATE checkpoint SET position = $3 WHERE generation = $1 AND position = $2",
-    )
-    .bind(from.generation)
-    .bind(from.position)
-    .bind(position)
-    .execute(connection)
-    .await?;
+    let moved = sqlx::query("UPDATE checkpoint SET position = $3 WHERE generation = $1 AND position = $2")
+        .bind(from.generation)
+        .bind(from.position)
+        .bind(position)
+        .execute(connection)
+        .await?;
     Ok(moved.rows_affected() == 1)
 }
 
