@@ -1,14 +1,15 @@
 //! The HTTP application: the routes, and what is around all of them. From the outside in: metrics, a
 //! request's id and span, the limits (requests at a time, time, size), panics; then the route.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
@@ -69,53 +70,86 @@ struct ApiDoc;
 /// Returns the whole application.
 pub fn app(state: AppState) -> Router {
     let body_limit = state.config.body_limit;
-    let (router, document) = api();
-    router
+    let (limited, operations, document) = api();
+    limited
+        .route("/", get(async || Redirect::temporary("/docs/")))
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
-        .fallback(|| async { Problem::not_found("route_not_found", "there is no such route; see /docs") })
-        .method_not_allowed_fallback(|| async {
+        .layer(DefaultBodyLimit::max(body_limit))
+        .layer(middleware::from_fn_with_state(state.clone(), limit))
+        // Outside the limits: a busy server is alive, and its metrics say how busy it is.
+        .merge(operations)
+        .fallback(async || Problem::not_found("route_not_found", "there is no such route; see /docs"))
+        .method_not_allowed_fallback(async || {
             Problem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
                 "the route has other methods; see /docs",
             )
         })
+        .layer(middleware::from_fn(refuse_foreign))
         .layer(CatchPanicLayer::custom(|_| {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
                 .into_response()
         }))
-        .layer(DefaultBodyLimit::max(body_limit))
-        .layer(middleware::from_fn_with_state(state.clone(), limit))
         .layer(middleware::from_fn(observe))
         .with_state(state)
 }
 
 /// Returns the application of a process that does no API work: health and metrics.
 pub fn operations_app(state: AppState) -> Router {
-    Router::new()
-        .route("/healthz", get(routes::operations::healthz))
-        .route("/readyz", get(routes::operations::readyz))
-        .route("/metrics", get(routes::operations::metrics))
-        .fallback(|| async {
+    let (_, operations, _) = api();
+    operations
+        .fallback(async || {
             Problem::not_found("route_not_found", "this process serves health and metrics only")
         })
+        .layer(middleware::from_fn(refuse_foreign))
         .layer(middleware::from_fn(observe))
         .with_state(state)
 }
 
-fn api() -> (Router<AppState>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(ApiDoc::openapi())
+/// Returns the routes under `/v1`, those of operations, and the document that describes both.
+fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
+    let (v1, mut document) = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(routes::meetings::router())
         .merge(routes::profiles::router())
         .merge(routes::files::router())
         .merge(routes::cache::router())
-        .merge(routes::operations::router())
-        .split_for_parts()
+        .split_for_parts();
+    let (operations, of_operations) = routes::operations::router().split_for_parts();
+    // An OpenApi that names no title of its own would be given this crate's: only its paths are taken.
+    document.paths.paths.extend(of_operations.paths.paths);
+    if let (Some(all), Some(more)) = (&mut document.components, of_operations.components) {
+        all.schemas.extend(more.schemas);
+    }
+    (v1, operations, document)
 }
 
 /// Returns the OpenAPI document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    api().1
+    api().2
+}
+
+/// Until there is authentication, whoever reaches this server may use it; so a page of another site that
+/// a browser shows on this machine must not: neither by a name of its own for 127.0.0.1 nor by a request
+/// across origins.
+async fn refuse_foreign(request: Request, next: Next) -> Response {
+    if is_local(request.headers()) {
+        return next.run(request).await;
+    }
+    let detail = "there is no authentication yet: only localhost may be asked, and only by itself";
+    Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail).into_response()
+}
+
+fn is_local(headers: &HeaderMap) -> bool {
+    let local = |authority: &str| {
+        let port = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+        let host = authority.rsplit_once(':').filter(|(_, after)| port(after));
+        let host = host.map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    };
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let origin = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| local(authority));
+    text(header::HOST).is_none_or(local) && text(header::ORIGIN).is_none_or(origin)
 }
 
 /// Bounds how many requests are under way and how long each takes. A command that was cut off may have
@@ -152,7 +186,8 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let elapsed = started.elapsed();
     span.in_scope(|| debug!(status, elapsed_ms = elapsed.as_secs_f64() * 1000.0, "answered"));
     // Methods that no route has would each make a time series of their own.
-    let method = if route == "unmatched" { "any".to_owned() } else { method.to_string() };
+    let known = route != "unmatched" && response.status() != StatusCode::METHOD_NOT_ALLOWED;
+    let method = if known { method.to_string() } else { "any".to_owned() };
     let labels = [("route", route), ("method", method), ("status", status)];
     metrics::histogram!("minutebook_http_request_seconds", &labels).record(elapsed.as_secs_f64());
     response.headers_mut().insert(REQUEST_ID, id);
@@ -167,4 +202,28 @@ fn request_id(request: &Request) -> HeaderValue {
     given.cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&Uuid::now_v7().to_string()).expect("a UUID is printable ASCII")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_asks_itself() {
+        let headers = |host: &str, origin: Option<&str>| {
+            let origin = origin.map(|origin| (header::ORIGIN, origin.parse().unwrap()));
+            HeaderMap::from_iter([(header::HOST, host.parse().unwrap())].into_iter().chain(origin))
+        };
+        for host in ["localhost", "localhost:8642", "127.0.0.1:1", "[::1]:8642", "[::1]"] {
+            assert!(is_local(&headers(host, None)), "{host}");
+            assert!(is_local(&headers(host, Some("http://localhost:8642"))), "{host}");
+            assert!(!is_local(&headers(host, Some("http://evil.example"))), "{host}");
+            assert!(!is_local(&headers(host, Some("null"))), "{host}");
+        }
+        for host in
+            ["evil.example", "evil.example:8642", "127.0.0.1.evil.example", "localhost.evil.example", ""]
+        {
+            assert!(!is_local(&headers(host, None)), "{host}");
+        }
+    }
 }

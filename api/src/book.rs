@@ -10,8 +10,9 @@ use event_store::EventStore;
 use event_store::command_bus::CommandBus;
 use projections::projector::{self, Projection};
 use projections::schema;
-use sqlx::PgPool;
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -82,8 +83,15 @@ impl Book {
         database: &Database,
     ) -> anyhow::Result<(EventStore, CancellationToken, TaskTracker)> {
         let pool = database.connect(config.max_connections).await?;
-        event_store::migrate::migrate(&pool).await.context("cannot bring the log's schema up to date")?;
+        event_store::migrate::migrate(&pool).await.map_err(migration_error)?;
         schema::migrate(&pool).await.context("cannot create the tables")?;
+        if let Database::Embedded(embedded) = database
+            && embedded.describe().created
+        {
+            // For people at psql: `SELECT … FROM meetings` finds the table.
+            let statement = "ALTER ROLE CURRENT_USER SET search_path = read, log, public";
+            sqlx::query(statement).execute(&pool).await.context("cannot set the role's search_path")?;
+        }
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let store = EventStore::open(pool, &shutdown, &tasks).await.context("cannot open the log")?;
         Ok((store, shutdown, tasks))
@@ -94,6 +102,19 @@ impl Book {
         let projector =
             projector::run(self.store.clone(), self.projection_sender.clone(), self.shutdown.clone());
         self.tasks.spawn(projector);
+    }
+
+    /// Fails if the tables do not show what is in the log, and says why where that is known.
+    pub fn ensure_shown(&self, shown: bool) -> anyhow::Result<()> {
+        match &*self.projection.borrow() {
+            _ if shown => Ok(()),
+            Projection::Stopped { position, reason } => anyhow::bail!(
+                "everything is in the log, but the projector has stopped at position {position}: {reason}"
+            ),
+            Projection::Standby | Projection::Active { .. } => {
+                anyhow::bail!("everything is in the log, but the tables do not show it yet; see `status`")
+            }
+        }
     }
 
     /// Returns the pool of connections.
@@ -117,10 +138,10 @@ impl Book {
             None => options.get_host().to_owned(),
         };
         let database = options.get_database().unwrap_or_default();
-        // A socket's directory is a parameter: a host has no slashes.
+        // A socket's directory is a parameter, which takes the place of the host: a host has no slashes.
         if host.starts_with('/') {
             let (user, port) = (options.get_username(), options.get_port());
-            format!("postgres://{user}@/{database}?host={host}&port={port}")
+            format!("postgres://{user}@localhost/{database}?host={host}&port={port}")
         } else {
             format!("postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
         }
@@ -174,25 +195,31 @@ impl Database {
             Self::Embedded(embedded) => embedded.url(),
             Self::External(url) => url.clone(),
         };
+        let not_postgres = || anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL");
+        anyhow::ensure!(url.starts_with("postgres://") || url.starts_with("postgresql://"), not_postgres());
         // sqlx's own error may show the URL, and with it the password.
         let options = PgConnectOptions::from_str(&url)
-            .map_err(|_| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?
+            .map_err(|_| not_postgres())?
             .application_name("minutebook")
             .options([
                 ("search_path", schema::LIVE),
                 ("timezone", "UTC"),
+                ("default_transaction_isolation", "read committed"),
                 ("statement_timeout", "60s"),
                 ("idle_in_transaction_session_timeout", "60s"),
             ]);
+        // Once without the pool, which would hide what went wrong behind a time-out.
+        let probe = timeout(CONNECT, PgConnection::connect_with(&options))
+            .await
+            .map_err(|_| anyhow::anyhow!("no answer within {} s", CONNECT.as_secs()))
+            .and_then(|connected| connected.map_err(anyhow::Error::from))
+            .context("cannot connect to the database")?;
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(CONNECT)
             .connect_lazy_with(options);
-        timeout(CONNECT, pool.acquire())
-            .await
-            .map_err(|_| anyhow::anyhow!("no answer within {} s", CONNECT.as_secs()))
-            .and_then(|connection| connection.map_err(anyhow::Error::from))
-            .context("cannot connect to the database")?;
+        // The server notices by itself if this fails.
+        let _ = probe.close().await;
         Ok(pool)
     }
 
@@ -209,6 +236,15 @@ impl Database {
             Self::External(_) => {}
         }
     }
+}
+
+fn migration_error(error: MigrateError) -> anyhow::Error {
+    if let MigrateError::VersionMissing(version) = error {
+        return anyhow::anyhow!(
+            "the database was migrated by a newer Minutebook, to version {version}: run that one"
+        );
+    }
+    anyhow::Error::from(error).context("cannot bring the log's schema up to date")
 }
 
 /// A book that several handlers share.

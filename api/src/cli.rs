@@ -16,6 +16,7 @@ use crate::{demo, embedded, events, import, serve, status, telemetry, terminal};
 /// The system of record of a meeting-processing pipeline
 #[derive(Debug, Parser)]
 #[command(
+    name = "minutebook",
     version,
     propagate_version = true,
     max_term_width = 100,
@@ -94,7 +95,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(Done::Interrupted) => ExitCode::from(130),
         Err(error) if terminal::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::note(format_args!("error: {error:#}"));
+            terminal::note(format_args!("error: {}", terminal::causes(&error)));
             ExitCode::FAILURE
         }
     }
@@ -110,7 +111,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Events(_)
         | Command::Migrate
         | Command::Openapi
-        | Command::EmbeddedReaper => "warn",
+        | Command::EmbeddedReaper => "warn,sqlx=error",
     };
     telemetry::init_logging(&telemetry, default_filter).context("cannot start logging")?;
     match command {
@@ -139,10 +140,11 @@ async fn with_book(
     config: &DatabaseConfig,
     work: impl AsyncFnOnce(&Book) -> anyhow::Result<Done>,
 ) -> anyhow::Result<Done> {
+    let stop = serve::stop_signal()?;
     let book = Book::open(config).await?;
     let result = tokio::select! {
         result = work(&book) => result,
-        () = serve::stop_signal() => Ok(Done::Interrupted),
+        () = stop => Ok(Done::Interrupted),
     };
     book.close().await;
     result

@@ -106,7 +106,7 @@ pub async fn run(book: &Book) -> anyhow::Result<Done> {
 
     let deadline = Instant::now() + SHOWN_WITHIN;
     let shown = freshness::wait_for(book.pool(), &book.projection, player.position, deadline).await?;
-    anyhow::ensure!(shown, "the meetings are in the log, but the tables do not show them in time");
+    book.ensure_shown(shown)?;
     terminal::print(format_args!("\n{} new events; the tables:", player.events))?;
     show_tables(book.pool()).await?;
     where_next(book)?;

@@ -6,9 +6,11 @@ use clap::Args;
 use domain::ids::MeetingId;
 use domain::meeting::MeetingEvent;
 use domain::profile::ProfileEvent;
-use event_store::log::{self, BatchLimits, StoredEvent};
+use event_store::log::{self, BatchLimits, LogError, StoredEvent};
+use event_store::retry::{backoff, is_transient};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::time::sleep;
 
 use crate::book::Book;
 use crate::cli::Done;
@@ -51,10 +53,20 @@ pub async fn run(book: &Book, args: &EventsArgs) -> anyhow::Result<Done> {
     let mut head = book.store.head().subscribe();
     let mut position = args.from - 1;
     let meeting = args.meeting.map(|id| id.to_string());
+    let mut failures = 0;
     loop {
         // Marked as seen before reading: an append that comes while we read wakes us again.
         head.mark_unchanged();
-        let batch = log::read(book.pool(), position, BATCH).await?;
+        let batch = match log::read(book.pool(), position, BATCH).await {
+            // Whoever follows stays for as long as it takes, and misses nothing.
+            Err(LogError::Database { source, .. }) if args.follow && is_transient(&source) => {
+                failures += 1;
+                sleep(backoff(failures, Duration::from_millis(50), Duration::from_secs(5))).await;
+                continue;
+            }
+            read => read?,
+        };
+        failures = 0;
         let Some(last) = batch.last() else {
             if !args.follow {
                 return Ok(Done::Whole);

@@ -1,6 +1,7 @@
 //! What a request says, parsed at the border: a handler gets valid values or is not called.
 
 use std::fmt::Write as _;
+use std::marker::PhantomData;
 
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -13,7 +14,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use event_store::command_bus::{Context, IdempotencyKey};
 use projections::freshness;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -46,6 +48,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Command<T> {
 
     async fn from_request(mut request: Request, state: &AppState) -> Result<Self, Problem> {
         let parts = request.extract_parts::<RequestLine>().await?;
+        request.extract_parts::<NoQuery>().await?;
         let bytes = Bytes::from_request(request, state).await.map_err(body_problem)?;
         let (body, canonical) = parse_body(&parts.headers, &bytes)?;
         let mut context = context(&parts.headers)?;
@@ -93,31 +96,39 @@ fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<
         Problem::new(StatusCode::BAD_REQUEST, "malformed_json", format!("the body is not JSON, at {place}"))
     };
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
+    if !value.is_object() {
+        return Err(Problem::invalid("invalid_body", "the body must be a JSON object"));
+    }
     let canonical = value.to_string();
     let body = serde_path_to_error::deserialize(&value).map_err(|error| {
         let path = error.path().to_string();
-        let place = if path == "." { String::new() } else { format!("{path}: ") };
-        Problem::invalid("invalid_body", format!("{place}{}", without_values(&error.inner().to_string())))
+        let message = without_values(&error.inner().to_string());
+        // Our own messages begin with the field's name.
+        let named = path.rsplit('.').next().is_some_and(|field| message.starts_with(field));
+        let place = match path.as_str() {
+            "." => String::new(),
+            _ if named => path.rsplit_once('.').map(|(above, _)| format!("{above}: ")).unwrap_or_default(),
+            path => format!("{path}: "),
+        };
+        Problem::invalid("invalid_body", format!("{place}{message}"))
     })?;
     Ok((body, canonical))
 }
 
 /// serde quotes the values that it did not expect; they may be personal.
 fn without_values(message: &str) -> String {
-    let mut shown = String::with_capacity(message.len());
-    for (n, part) in message.split('"').enumerate() {
-        if n % 2 == 0 {
-            shown.push_str(part);
-        } else {
-            shown.push('…');
+    // A value may itself hold a quote: everything from the first to the last one goes.
+    let shown = match (message.find('"'), message.rfind('"')) {
+        (Some(first), Some(last)) if first < last => {
+            format!("{}…{}", &message[..first], &message[last + 1..])
         }
-    }
-    match shown.split_once("unknown variant `") {
-        Some((before, rest)) => {
-            let rest = rest.split_once('`').map_or("", |(_, rest)| rest);
-            format!("{before}unknown value{rest}")
+        (_, _) => message.to_owned(),
+    };
+    match (shown.find("unknown variant `"), shown.rfind("`, expected ")) {
+        (Some(start), Some(end)) if start < end => {
+            format!("{}unknown value{}", &shown[..start], &shown[end + 1..])
         }
-        None => shown,
+        (_, _) => shown,
     }
 }
 
@@ -219,10 +230,16 @@ fn check_key(key: &str) -> Result<(), Problem> {
 fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     let Some(text) = header_text(headers, &header::IF_MATCH)? else { return Ok(None) };
     let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    match version.and_then(|version| version.parse::<u32>().ok()) {
+    match version.and_then(number).and_then(|version| u32::try_from(version).ok()) {
         Some(version) => Ok(Some(version.into())),
         None => Err(Problem::invalid("invalid_header", "If-Match must be an ETag of this server, as \"3\"")),
     }
+}
+
+/// Parses digits, and nothing but digits.
+fn number(text: &str) -> Option<i64> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
 }
 
 /// A read that is fresh enough: when the handler is called, the tables show the position asked for.
@@ -233,7 +250,7 @@ impl FromRequestParts<AppState> for Fresh {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let Some(text) = header_text(&parts.headers, &MIN_POSITION)? else { return Ok(Self) };
-        let position = text.parse::<i64>().ok().filter(|position| *position >= 0).ok_or_else(|| {
+        let position = number(text).ok_or_else(|| {
             Problem::invalid("invalid_header", "Minutebook-Min-Position must be a position: a number from 0")
         })?;
         let deadline = Instant::now() + state.config.position_timeout;
@@ -270,7 +287,13 @@ impl<S: Sync + Send, T: DeserializeOwned + Send> FromRequestParts<S> for PathOf<
 }
 
 fn path_problem(rejection: PathRejection) -> Problem {
-    Problem::invalid("invalid_path", without_values(&rejection.body_text()))
+    // The rejection's own words repeat the value.
+    let detail = if let PathRejection::FailedToDeserializePathParams(_) = rejection {
+        "the path holds a value of another kind than the route expects: an id is a UUID"
+    } else {
+        "the path cannot be read"
+    };
+    Problem::invalid("invalid_path", detail)
 }
 
 /// A query string. What it names and the route does not know is refused: it is a slip of the pen.
@@ -281,10 +304,50 @@ impl<S: Sync + Send, T: DeserializeOwned> FromRequestParts<S> for QueryOf<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let problem = |rejection: QueryRejection| {
-            Problem::invalid("invalid_query", without_values(&rejection.body_text()))
+            let message = without_values(&rejection.body_text());
+            let message = message.strip_prefix("Failed to deserialize query string: ").unwrap_or(&message);
+            Problem::invalid("invalid_query", message)
         };
         let Query(query) = Query::<T>::from_request_parts(parts, state).await.map_err(problem)?;
         Ok(Self(query))
+    }
+}
+
+/// No query string: the route has no parameters there, and what it does not know it does not ignore.
+pub struct NoQuery;
+
+impl<S: Sync> FromRequestParts<S> for NoQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        match parts.uri.query() {
+            None | Some("") => Ok(Self),
+            Some(_) => Err(Problem::invalid("invalid_query", "this route takes no query parameters")),
+        }
+    }
+}
+
+/// A JSON object inside a body. Serde alone would take an array of the fields' values for it too.
+#[derive(Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
     }
 }
 
@@ -379,6 +442,8 @@ mod tests {
     #[test]
     fn serde_s_messages_lose_the_values_that_they_quote() {
         let message = without_values("invalid type: string \"Ada Lovelace\", expected u32");
+        assert_eq!(message, "invalid type: string …, expected u32");
+        let message = without_values("invalid type: string \"Ada \\\"Lovelace\\\"\", expected u32");
         assert_eq!(message, "invalid type: string …, expected u32");
         let message = without_values("unknown variant `Ada`, expected one of `a`, `b`");
         assert_eq!(message, "unknown value, expected one of `a`, `b`");

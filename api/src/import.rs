@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use domain::file::{DurationSeconds, File, MimeType, SizeBytes};
 use domain::ids::{FileId, MeetingId};
 use domain::meeting::{Meeting, MeetingCommand, MeetingError, RegisterMeeting, Status};
+use domain::speaker::Diarization;
 use domain::text::WorkerId;
 use event_store::command_bus::{CommandBus, CommandError, Context};
 use futures::{StreamExt, stream};
@@ -23,12 +24,14 @@ use crate::book::Book;
 use crate::cli::Done;
 use crate::clock::now;
 use crate::terminal;
-use rttm::{Recording, RttmError};
+use rttm::Recording;
 
 /// How many recordings are under way at once.
 const AT_ONCE: usize = 64;
 /// How many files are in memory at once.
 const FILES_AT_ONCE: usize = 8;
+/// How often a recording is looked at anew that another import works on.
+const TRIES: u32 = 5;
 /// How long the tables may take to show what was imported.
 const SHOWN_WITHIN: Duration = Duration::from_secs(120);
 
@@ -58,27 +61,28 @@ pub async fn run(book: &Book, paths: &[PathBuf], json: bool) -> anyhow::Result<D
         .map(async |path| {
             let imported = import_file(book, &path).await;
             bar.inc(1);
-            imported.map_err(|error| format!("{error:#}"))
+            imported
         })
         .buffer_unordered(FILES_AT_ONCE);
     while let Some(file) = imports.next().await {
-        match file {
-            Ok(recordings) => {
-                for recording in recordings {
+        for recording in file {
+            match recording {
+                Ok(recording) => {
                     position = position.max(recording.position);
                     report.add(&recording);
                 }
-            }
-            Err(error) => {
-                bar.suspend(|| terminal::note(format_args!("error: {error}")));
-                report.errors.push(error);
+                Err(error) => {
+                    let error = terminal::causes(&error);
+                    bar.suspend(|| terminal::note(format_args!("error: {error}")));
+                    report.errors.push(error);
+                }
             }
         }
     }
     bar.finish_and_clear();
     let deadline = Instant::now() + SHOWN_WITHIN;
     let shown = freshness::wait_for(book.pool(), &book.projection, position, deadline).await?;
-    anyhow::ensure!(shown, "the recordings are in the log, but the tables do not show them yet");
+    book.ensure_shown(shown)?;
 
     if json {
         terminal::print(serde_json::to_string_pretty(&report)?)?;
@@ -105,9 +109,12 @@ impl Report {
             0 => String::new(),
             n => format!("; {n} left out, see above"),
         };
+        let plural = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
         format!(
-            "{recordings} recordings of {files} files: {imported} imported, {unchanged} were there already, \
-             {events} events{left_out}"
+            "{} of {}: {imported} imported, {unchanged} there already, {}{left_out}",
+            plural(*recordings, "recording"),
+            plural(*files, "file"),
+            plural(*events, "event"),
         )
     }
 }
@@ -151,35 +158,19 @@ struct Imported {
     position: i64,
 }
 
-/// Why a file was not imported.
-#[derive(Debug, thiserror::Error)]
-enum ImportError {
-    #[error(transparent)]
-    Rttm(#[from] RttmError),
-    #[error("{file}: recording {recording} could not be imported")]
-    Command {
-        file: String,
-        recording: String,
-        #[source]
-        source: Box<CommandError<MeetingError>>,
-    },
-}
-
-async fn import_file(book: &Book, path: &Path) -> anyhow::Result<Vec<Imported>> {
-    let path_owned = path.to_owned();
-    let recordings = tokio::task::spawn_blocking(move || rttm::read(&path_owned)).await??;
+/// Imports a file's recordings. A file that cannot be read, or has a broken line, is left out whole.
+async fn import_file(book: &Book, path: &Path) -> Vec<anyhow::Result<Imported>> {
+    let file = path.to_owned();
+    let recordings = match tokio::task::spawn_blocking(move || rttm::read(&file)).await {
+        Ok(Ok(recordings)) => recordings,
+        Ok(Err(error)) => return vec![Err(error.into())],
+        Err(error) => return vec![Err(error.into())],
+    };
     let imports = recordings.into_iter().map(|recording| async move {
-        let name = recording.name.clone();
-        let imported = import_recording(book, recording).await;
-        imported.map_err(|source| ImportError::Command {
-            file: path.display().to_string(),
-            recording: name,
-            source: Box::new(source),
-        })
+        let context = format!("{}: recording {} could not be imported", path.display(), recording.name);
+        import_recording(book, recording).await.context(context)
     });
-    let at_once = AT_ONCE / FILES_AT_ONCE;
-    let imported = stream::iter(imports).buffer_unordered(at_once).collect::<Vec<_>>().await;
-    Ok(imported.into_iter().collect::<Result<_, _>>()?)
+    stream::iter(imports).buffer_unordered(AT_ONCE / FILES_AT_ONCE).collect().await
 }
 
 /// Plays what is missing of a recording's life.
@@ -198,26 +189,16 @@ async fn import_recording(book: &Book, recording: Recording) -> Result<Imported,
     let register = MeetingCommand::Register(RegisterMeeting { meeting_id: id, file, at: now() });
     let is_new = player.send(register, true).await?;
 
-    let pending = Status::Pending;
-    let loaded = if is_new { None } else { Some(book.bus.load_meeting(id).await?.0) };
-    let status = match &loaded {
-        None => &pending,
-        Some(Meeting::Active(record)) => &record.status,
-        Some(Meeting::Unregistered | Meeting::Erased { .. }) => {
-            return Err(CommandError::Refused(MeetingError::Erased));
+    let mut status = if is_new { Status::Pending } else { player.status(book).await? };
+    for attempt in 1.. {
+        match player.finish(&status, &recording.clusters).await {
+            // Another import of the same recording was faster: what it left to do is looked at anew.
+            Err(CommandError::Refused(MeetingError::IllegalTransition { .. })) if attempt < TRIES => {
+                status = player.status(book).await?;
+            }
+            finished => return finished.map(|()| player.done()),
         }
-    };
-    match status {
-        Status::Completed => return Ok(player.done()),
-        Status::Pending => player.send(MeetingCommand::Start { worker: worker(), at: now() }, false).await?,
-        Status::Failed { .. } => {
-            player.send(MeetingCommand::Retry { worker: worker(), at: now() }, false).await?
-        }
-        Status::Processing { .. } => false,
-    };
-    let speakers = MeetingCommand::RecordSpeakers { clusters: recording.clusters, decisions: vec![] };
-    player.send(speakers, false).await?;
-    player.send(MeetingCommand::Complete { at: now() }, false).await?;
+    }
     Ok(player.done())
 }
 
@@ -247,6 +228,34 @@ impl Player<'_> {
         self.events += accepted.events.len();
         self.position = self.position.max(accepted.position);
         Ok(!accepted.events.is_empty())
+    }
+
+    /// Loads where the meeting stands.
+    async fn status(&self, book: &Book) -> Result<Status, CommandError<MeetingError>> {
+        match book.bus.load_meeting(self.id).await?.0 {
+            Meeting::Active(record) => Ok(record.status),
+            Meeting::Unregistered => Err(CommandError::Refused(MeetingError::NotFound)),
+            Meeting::Erased { .. } => Err(CommandError::Refused(MeetingError::Erased)),
+        }
+    }
+
+    /// Leads a meeting from `status` to completion.
+    async fn finish(
+        &mut self,
+        status: &Status,
+        clusters: &Diarization,
+    ) -> Result<(), CommandError<MeetingError>> {
+        let (worker, at) = (worker(), now());
+        match status {
+            Status::Completed => return Ok(()),
+            Status::Pending => self.send(MeetingCommand::Start { worker, at }, false).await?,
+            Status::Failed { .. } => self.send(MeetingCommand::Retry { worker, at }, false).await?,
+            Status::Processing { .. } => false,
+        };
+        let clusters = clusters.clone();
+        self.send(MeetingCommand::RecordSpeakers { clusters, decisions: vec![] }, false).await?;
+        self.send(MeetingCommand::Complete { at: now() }, false).await?;
+        Ok(())
     }
 
     const fn done(&self) -> Imported {

@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 use projections::sweeper;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::{AppState, app, operations_app};
@@ -23,6 +25,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// Serves until the signal to stop.
 pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Result<Done> {
     check_loopback(config.listen)?;
+    let stop = stop_signal()?;
     let metrics = telemetry::init_metrics().context("cannot start metrics")?;
     // Before the database: a port that is taken should be heard of at once.
     let listener = TcpListener::bind(config.listen)
@@ -45,20 +48,19 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     let router = if answers { app(state) } else { operations_app(state) };
     welcome(&book, address, answers);
 
-    let shutdown = book.shutdown.clone();
-    let stopping = shutdown.clone();
-    let serving =
-        axum::serve(listener, router).with_graceful_shutdown(async move { stopping.cancelled().await });
+    let stopping = CancellationToken::new();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stopping.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving.into_future());
     let failed = tokio::select! {
-        () = stop_signal() => None,
+        () = stop => None,
         ended = &mut serving => Some(ended),
     };
     let result = match failed {
         Some(ended) => ended.map_err(anyhow::Error::from).and_then(|served| served.context("cannot serve")),
         None => {
             info!("stopping: requests under way finish first");
-            drain(&book, serving).await;
+            stopping.cancel();
+            drain(serving).await;
             Ok(())
         }
     };
@@ -70,27 +72,26 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     result.map(|()| Done::Whole)
 }
 
-/// Lets the requests under way finish: the projector runs on, since a read may be waiting for it.
-async fn drain(book: &Book, mut serving: tokio::task::JoinHandle<std::io::Result<()>>) {
-    book.shutdown.cancel();
+/// Lets the requests under way finish. The appender and the projector run on until then: a command may be
+/// waiting for the one, a read for the other.
+async fn drain(mut serving: JoinHandle<std::io::Result<()>>) {
     if timeout(DRAIN, &mut serving).await.is_err() {
         warn!("requests under way did not finish in time");
         serving.abort();
     }
 }
 
-/// Ends on Ctrl-C, and on the signal by which service managers stop a process.
-pub async fn stop_signal() {
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
+/// Returns what ends on Ctrl-C, and on the signal by which service managers stop a process. From this call
+/// on, and not only when it is waited for, these signals no longer end the process by themselves.
+pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
         }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
-    }
+    })
 }
 
 fn check_loopback(listen: SocketAddr) -> anyhow::Result<()> {

@@ -54,7 +54,7 @@ pub async fn run(book: &Book, json: bool) -> anyhow::Result<Done> {
     if json {
         terminal::print(serde_json::to_string_pretty(&status)?)?;
     } else {
-        terminal::print(table(&status))?;
+        terminal::print(table(&status).trim_fmt())?;
     }
     Ok(Done::Whole)
 }

@@ -20,6 +20,19 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Returns an error and its causes in one line. Some libraries repeat the cause in the error: it is said once.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Writes a note to standard error.
 pub fn note(text: impl std::fmt::Display) {
     // Nothing can be done about a standard error that is closed.

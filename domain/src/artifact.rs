@@ -1,7 +1,7 @@
 //! What the pipeline wrote about a meeting: transcripts and a summary, kept in an object store.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use crate::ValueError;
 use crate::ids::ArtifactId;
@@ -80,7 +80,7 @@ impl TryFrom<Value> for Meta {
         if has_nul(&value) {
             return Err(ValueError::new("meta", "must not hold a NUL character"));
         }
-        Ok(Self(value))
+        Ok(Self(as_jsonb_has_it(value)))
     }
 }
 
@@ -88,6 +88,27 @@ impl From<Meta> for Value {
     fn from(meta: Meta) -> Self {
         meta.0
     }
+}
+
+/// jsonb gives a whole number back as an integer, however it was written: `1e16` as
+/// `10000000000000000`. Written so from the start, the same meta twice is the same value.
+fn as_jsonb_has_it(value: Value) -> Value {
+    match value {
+        Value::Null | Value::Bool(_) | Value::String(_) => value,
+        Value::Number(number) => Value::Number(whole(&number).unwrap_or(number)),
+        Value::Array(values) => Value::Array(values.into_iter().map(as_jsonb_has_it).collect()),
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().map(|(key, value)| (key, as_jsonb_has_it(value))).collect())
+        }
+    }
+}
+
+fn whole(number: &Number) -> Option<Number> {
+    /// From here on a float is whole, but no longer every integer is a float.
+    const LIMIT: f64 = 9_007_199_254_740_992.0 * 1024.0;
+    let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0)?;
+    // The bound makes the conversion exact.
+    (float.abs() < LIMIT).then(|| Number::from(float as i64))
 }
 
 /// Recursion is bounded: serde_json parses no deeper than 128 levels.

@@ -20,8 +20,8 @@ const UPCASTERS: &[Upcaster] = &[];
 
 /// Returns the version in which an event of this type is stored today.
 pub fn newest_version(event_type: &str) -> &'static str {
-    let steps = UPCASTERS.iter().filter(|step| step.event_type == event_type);
-    steps.last().map_or("1", |step| step.to_version)
+    let mut steps = UPCASTERS.iter().filter(|step| step.event_type == event_type);
+    steps.next_back().map_or("1", |step| step.to_version)
 }
 
 /// Says whether a payload of this version can be lifted to today's shape.

@@ -131,7 +131,10 @@ impl Appender {
         tasks: &TaskTracker,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let options = pool.connect_options().as_ref().clone();
+        // Under the append lock each statement must see what the lock's last holder committed, whatever the
+        // database's default is.
+        let isolation = [("default_transaction_isolation", "read committed")];
+        let options = pool.connect_options().as_ref().clone().options(isolation);
         let task = AppendTask { options, connection: None, head };
         tasks.spawn(task.run(waiting, shutdown.clone()));
         Self { queue }

@@ -296,7 +296,10 @@ where
             }
             // The same command came twice at once, or our own append was settled after a lost connection.
             Outcome::Duplicate { place, request_hmac } => {
-                return repeated(pool, id, place, &request_hmac, context).await;
+                // The first of the two may have made another id: its answer is the one that counts.
+                let known = known_command(pool, command_id).await?;
+                let (id, place, hmac) = known.unwrap_or((id, place, request_hmac));
+                return repeated(pool, id, place, &hmac, context).await;
             }
             Outcome::Conflict { actual_version } => {
                 metrics::counter!("minutebook_command_conflicts_total", "aggregate" => A::TYPE).increment(1);

@@ -53,8 +53,10 @@ pub async fn wait_for(
         if shows(&local.borrow_and_update()) || checkpoint::read(pool).await?.position >= position {
             return Ok(true);
         }
+        // A stopped projector does not come any further.
+        let stopped = matches!(&*local.borrow(), Projection::Stopped { .. });
         let now = Instant::now();
-        if now >= deadline {
+        if stopped || now >= deadline {
             return Ok(false);
         }
         // The projector of this process says so at once; that of another one has to be asked.

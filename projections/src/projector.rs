@@ -154,11 +154,22 @@ async fn lead(
         if leads {
             break;
         }
+        projection.send_replace(Projection::Standby);
         sleep(STANDBY).await;
     }
     let start = checkpoint::read(&mut connection).await.map_err(at_start("reading the checkpoint"))?;
     info!(position = start.position, generation = start.generation, "projecting");
-    projection.send_replace(Projection::Active { position: start.position });
+    // One that stopped is well again when it has passed the event, not when it tries once more.
+    projection.send_if_modified(|known| {
+        let well = match known {
+            Projection::Standby | Projection::Active { .. } => true,
+            Projection::Stopped { position, .. } => *position <= start.position,
+        };
+        if well {
+            *known = Projection::Active { position: start.position };
+        }
+        well
+    });
 
     let (sender, mut batches) = mpsc::channel(1);
     let _reader = AbortOnDropHandle::new(tokio::spawn(read_ahead(store.clone(), start.position, sender)));

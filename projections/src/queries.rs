@@ -15,20 +15,28 @@ use crate::tables::speakers::{self, SpeakerRow};
 #[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
 pub struct FileView {
     /// The file.
+    #[schema(example = "6a1f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub id: Uuid,
     /// The hash of its bytes.
+    #[schema(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
     pub sha256: String,
     /// The fingerprint of its audio.
+    #[schema(example = "pcm16k:5f70bf18a086007016e948b04aed3b82")]
     pub content_fp: Option<String>,
     /// Its media type.
+    #[schema(example = "audio/flac")]
     pub mime: Option<String>,
     /// Its length in seconds.
+    #[schema(example = 1800)]
     pub duration: Option<i32>,
     /// Its size in bytes.
+    #[schema(example = 31_457_280)]
     pub size: Option<i64>,
     /// Who may see it.
+    #[schema(example = "018f0000-0000-7000-8000-00000000000a")]
     pub owner: Option<Uuid>,
     /// When its meeting was registered.
+    #[schema(example = "2026-11-24T09:00:00Z")]
     pub created_at: Option<DateTime<Utc>>,
 }
 
@@ -36,18 +44,25 @@ pub struct FileView {
 #[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
 pub struct MeetingSummary {
     /// The meeting.
+    #[schema(example = "6a1f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub id: Uuid,
     /// Its file.
+    #[schema(example = "0d3f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub file_id: Option<Uuid>,
     /// Who may see it.
+    #[schema(example = "018f0000-0000-7000-8000-00000000000a")]
     pub owner: Option<Uuid>,
     /// `pending`, `processing`, `completed` or `failed`.
+    #[schema(example = "completed")]
     pub status: String,
     /// The language spoken.
+    #[schema(example = "en-GB")]
     pub language: Option<String>,
     /// The registration until processing starts, then the start of the latest attempt.
+    #[schema(example = "2026-11-24T09:00:00Z")]
     pub started_at: Option<DateTime<Utc>>,
     /// The end of the latest attempt, be it completed or failed.
+    #[schema(example = "2026-11-24T09:04:10Z")]
     pub finished_at: Option<DateTime<Utc>>,
 }
 
@@ -55,18 +70,25 @@ pub struct MeetingSummary {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct MeetingDetails {
     /// The meeting.
+    #[schema(example = "6a1f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub id: Uuid,
     /// Its version: the number of its events up to `position`; also the ETag.
+    #[schema(example = 8)]
     pub version: i64,
     /// Up to which position of the log this shows the history.
+    #[schema(example = 42)]
     pub position: i64,
     /// `pending`, `processing`, `completed` or `failed`.
+    #[schema(example = "completed")]
     pub status: String,
     /// The language spoken.
+    #[schema(example = "en-GB")]
     pub language: Option<String>,
     /// The registration until processing starts, then the start of the latest attempt.
+    #[schema(example = "2026-11-24T09:00:00Z")]
     pub started_at: Option<DateTime<Utc>>,
     /// The end of the latest attempt, be it completed or failed.
+    #[schema(example = "2026-11-24T09:04:10Z")]
     pub finished_at: Option<DateTime<Utc>>,
     /// Its file.
     pub file: Option<FileView>,
@@ -80,12 +102,16 @@ pub struct MeetingDetails {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct SpeakerView {
     /// The speaker.
+    #[schema(example = "6a1f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub id: Uuid,
     /// The label in the diarization.
+    #[schema(example = "spk00")]
     pub cluster_id: Option<String>,
     /// Who it is, where that is known.
+    #[schema(example = "018f0000-0000-7000-8000-000000000001")]
     pub user_profile_id: Option<Uuid>,
     /// How sure the machine was, 0 to 1; null where a person said so.
+    #[schema(example = 0.87)]
     pub confidence: Option<f64>,
 }
 
@@ -100,14 +126,17 @@ impl From<SpeakerRow> for SpeakerView {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ArtifactView {
     /// The artifact.
+    #[schema(example = "6a1f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub id: Uuid,
     /// `transcript.md`, `transcript.vtt`, `transcript.srt` or `summary.json`.
     #[serde(rename = "type")]
+    #[schema(example = "transcript.vtt")]
     pub artifact_type: String,
     /// Where it is in the object store.
+    #[schema(example = "meetings/6a1f4d43/transcript.vtt")]
     pub s3_key: Option<String>,
     /// What else is known of it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Object>, example = json!({"words": 5213}))]
     pub meta: Option<Value>,
 }
 
@@ -122,12 +151,16 @@ impl From<ArtifactRow> for ArtifactView {
 #[derive(Serialize, FromRow, utoipa::ToSchema)]
 pub struct ProfileSummary {
     /// The profile.
+    #[schema(example = "6a1f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub id: Uuid,
     /// How the person is called.
+    #[schema(example = "Ada Lovelace")]
     pub display_name: String,
     /// How many samples of the person's voice there are.
+    #[schema(example = 3)]
     pub voice_samples: i32,
     /// When the person was entered in the book.
+    #[schema(example = "2026-11-24T09:00:00Z")]
     pub created_at: Option<DateTime<Utc>>,
 }
 
@@ -145,11 +178,14 @@ pub struct Found<T> {
 #[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
 pub struct CacheView {
     /// The key.
+    #[schema(example = "transcribe:pcm16k:5f70bf18a086007016e948b04aed3b82")]
     pub key: String,
     /// The result.
+    #[schema(example = "{\"words\": []}")]
     pub value: String,
     /// From when on it is no longer used.
     #[sqlx(rename = "ttl")]
+    #[schema(example = "2026-12-24T09:00:00Z")]
     pub expires_at: Option<DateTime<Utc>>,
 }
 
@@ -262,16 +298,16 @@ pub async fn files(
     let (statement, value) = match which {
         WhichFiles::Content(sha256) => (
             "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at
-               FROM files WHERE sha256 = $1 AND id > $2 ORDER BY id LIMIT $3",
+               FROM files WHERE sha256 = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
             sha256,
         ),
         WhichFiles::Sound(content_fp) => (
             "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at
-               FROM files WHERE content_fp = $1 AND id > $2 ORDER BY id LIMIT $3",
+               FROM files WHERE content_fp = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
             content_fp,
         ),
     };
-    sqlx::query_as(statement).bind(value).bind(after.unwrap_or(Uuid::nil())).bind(limit).fetch_all(pool).await
+    sqlx::query_as(statement).bind(value).bind(after).bind(limit).fetch_all(pool).await
 }
 
 /// Returns a person.
@@ -300,9 +336,9 @@ pub async fn profiles(
 ) -> Result<Vec<ProfileSummary>, sqlx::Error> {
     sqlx::query_as(
         "SELECT id, display_name, coalesce(jsonb_array_length(embeddings), 0) AS voice_samples, created_at
-           FROM user_profiles WHERE id > $1 ORDER BY id LIMIT $2",
+           FROM user_profiles WHERE ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2",
     )
-    .bind(after.unwrap_or(Uuid::nil()))
+    .bind(after)
     .bind(limit)
     .fetch_all(pool)
     .await

@@ -104,7 +104,7 @@ async fn connection(server: SocketAddr, deadline: Instant, status: &str) -> Vec<
         let sha256 = (0..64).map(|_| random.digit(16)).collect::<String>();
         let body = format!(r#"{{"sha256":"{sha256}","mime":"audio/flac","size":31457280,"duration":1800}}"#);
         let request = format!(
-            "POST /v1/meetings HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /v1/meetings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         let sent = Instant::now();

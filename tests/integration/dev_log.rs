@@ -1,4 +1,4 @@
 //! Temporary.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail at once")]
-mod log;
 mod command_bus;
+mod log;

@@ -4,10 +4,3 @@ mod cli;
 mod import;
 mod kill;
 mod read_models;
-#[cfg(dev_read_models)]
-mod a {
-    #[test]
-    fn a_provider() {
-        rustls::crypto::ring::default_provider().install_default().unwrap();
-    }
-}

@@ -35,16 +35,16 @@ fn rounds(few: usize) -> usize {
 async fn a_server_killed_under_load_loses_and_repeats_nothing() {
     let database = TestDatabase::create().await;
     let pool = database.pool().await;
-    let load = Load::start();
+    let mut server = Server::start(&database).await;
+    let load = Load::start(&server);
     for _ in 0..rounds(3) {
-        let server = Server::start(&database).await;
         load.at(&[&server]);
         load.go_on(fastrand::usize(20..200)).await;
         server.kill_9().await;
         load.check_answers(&pool).await;
         assert_tables_equal_the_fold(&pool).await;
+        server = Server::start(&database).await;
     }
-    let server = Server::start(&database).await;
     load.at(&[&server]);
     load.go_on(50).await;
     load.finish(&pool).await;
@@ -94,7 +94,7 @@ async fn a_server_whose_connections_are_cut_recovers_by_itself() {
     let pool = database.pool().await;
     let mut other = PgConnection::connect(&database.url).await.unwrap();
     let server = Server::start(&database).await;
-    let load = Load::start();
+    let load = Load::start(&server);
     load.at(&[&server]);
     for _ in 0..rounds(6) {
         load.go_on(fastrand::usize(10..100)).await;
@@ -130,7 +130,7 @@ async fn of_two_projectors_one_projects_and_the_other_takes_over_when_it_is_kill
 async fn takes_over(database: &TestDatabase, mut projectors: Vec<Server>, api: Option<Server>) {
     let pool = database.pool().await;
     remember_moves(&pool).await;
-    let load = Load::start();
+    let load = Load::start(&projectors[0]);
     match &api {
         Some(api) => load.at(&[api]),
         None => load.at(&projectors.iter().collect::<Vec<_>>()),
@@ -282,15 +282,13 @@ struct Answer {
 }
 
 impl Load {
-    fn start() -> Self {
+    fn start(server: &Server) -> Self {
         let urls = watch::Sender::new(vec![]);
         let (answers, finish) = (Arc::<Mutex<Vec<Answer>>>::default(), CancellationToken::new());
         let mut writers = JoinSet::new();
         for n in 0..WRITERS {
-            let client =
-                reqwest::Client::builder().timeout(Duration::from_secs(20)).pool_max_idle_per_host(1).build();
             let writer = Writer {
-                client: client.unwrap(),
+                client: server.client.clone(),
                 urls: urls.subscribe(),
                 answers: Arc::clone(&answers),
                 random: fastrand::Rng::with_seed(fastrand::u64(..) + n as u64),
@@ -421,7 +419,8 @@ impl Writer {
             let urls = self.urls.borrow_and_update().clone();
             if let Some(url) = self.random.choice(urls) {
                 let request = self.client.request(method.clone(), format!("{url}{path}"));
-                match request.header("idempotency-key", &key).json(body).send().await {
+                let request = request.header("idempotency-key", &key).timeout(Duration::from_secs(20));
+                match request.json(body).send().await {
                     Ok(response) if matches!(response.status().as_u16(), 503 | 429) => {}
                     Ok(response) => {
                         let status = response.status();

@@ -58,6 +58,8 @@ impl Server {
         let url = timeout(PATIENCE, find_url).await.unwrap();
         // A pipe that nobody empties would stop the server when it is full.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        // Built without a default, reqwest takes the process's; another test may have set it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         Self { child, url, client: reqwest::Client::new() }
     }
 

@@ -10,7 +10,7 @@ use super::{ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Fresh, PathOf};
+use crate::extract::{Fresh, NoQuery, PathOf};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -21,11 +21,12 @@ pub fn router() -> OpenApiRouter<AppState> {
 ///
 /// `<stage>:<content_fp>` for a stage's result, `meeting:<id>` for a completed meeting's. What has expired
 /// is not found.
-#[utoipa::path(get, path = "/v1/cache/{key}", tag = "cache", params(("key" = String, Path), ReadHeaders),
+#[utoipa::path(get, operation_id = "showCachedResult", path = "/v1/cache/{key}", tag = "cache", params(("key" = String, Path), ReadHeaders),
     responses((status = 200, body = CacheView), ReadProblems))]
 async fn show(
     State(state): State<AppState>,
     PathOf(key): PathOf<String>,
+    _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<CacheView>, Problem> {
     // No key has a NUL, and PostgreSQL takes no text with one.

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use super::{Page, ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Cursor, Fresh, Id, Limit, QueryOf};
+use crate::extract::{Cursor, Fresh, Id, Limit, NoQuery, QueryOf};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -21,11 +21,12 @@ pub fn router() -> OpenApiRouter<AppState> {
 }
 
 /// Show a file
-#[utoipa::path(get, path = "/v1/files/{id}", tag = "files", params(("id" = Uuid, Path), ReadHeaders),
+#[utoipa::path(get, operation_id = "showFile", path = "/v1/files/{id}", tag = "files", params(("id" = Uuid, Path), ReadHeaders),
     responses((status = 200, body = FileView), ReadProblems))]
 async fn show(
     State(state): State<AppState>,
     Id(id): Id<FileId>,
+    _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<FileView>, Problem> {
     match queries::file(state.book.pool(), id.as_uuid()).await? {
@@ -55,7 +56,7 @@ struct FindQuery {
 }
 
 /// Find files by content or by sound
-#[utoipa::path(get, path = "/v1/files", tag = "files", params(FindQuery, ReadHeaders),
+#[utoipa::path(get, operation_id = "findFiles", path = "/v1/files", tag = "files", params(FindQuery, ReadHeaders),
     responses((status = 200, body = Page<FileView>), ReadProblems))]
 async fn find(
     State(state): State<AppState>,

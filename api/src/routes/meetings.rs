@@ -27,7 +27,7 @@ use super::{
 use crate::app::AppState;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, PathOf, QueryOf, Versioned};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, Object, PathOf, QueryOf, Versioned};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -72,7 +72,7 @@ struct Register {
 /// Enter an uploaded file's meeting in the book
 ///
 /// One file of one owner is one meeting: the same upload again finds it, and has no effect.
-#[utoipa::path(post, path = "/v1/meetings", tag = "meetings", params(CommandHeaders), request_body = Register,
+#[utoipa::path(post, operation_id = "registerMeeting", path = "/v1/meetings", tag = "meetings", params(CommandHeaders), request_body = Register,
     responses((status = 201, body = CommandAnswer), (status = 200, body = CommandAnswer,
         description = "It was there already"), CommandProblems))]
 async fn register(State(state): State<AppState>, command: Command<Register>) -> Result<Response, Problem> {
@@ -105,7 +105,7 @@ struct Begin {
 }
 
 /// Take on a pending meeting
-#[utoipa::path(post, path = "/v1/meetings/{id}/start", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+#[utoipa::path(post, operation_id = "startMeeting", path = "/v1/meetings/{id}/start", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
     request_body = Begin, responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn start(
     State(state): State<AppState>,
@@ -116,7 +116,7 @@ async fn start(
 }
 
 /// Take on a failed meeting once more
-#[utoipa::path(post, path = "/v1/meetings/{id}/retry", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+#[utoipa::path(post, operation_id = "retryMeeting", path = "/v1/meetings/{id}/retry", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
     request_body = Begin, responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn retry(
     State(state): State<AppState>,
@@ -129,7 +129,7 @@ async fn retry(
 /// Take on a completed meeting anew
 ///
 /// What the new attempt yields takes the place of what the earlier one did.
-#[utoipa::path(post, path = "/v1/meetings/{id}/reprocess", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+#[utoipa::path(post, operation_id = "reprocessMeeting", path = "/v1/meetings/{id}/reprocess", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
     request_body = Begin, responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn reprocess(
     State(state): State<AppState>,
@@ -149,7 +149,7 @@ struct Fingerprint {
 }
 
 /// Note the audio's own fingerprint
-#[utoipa::path(post, path = "/v1/meetings/{id}/fingerprint", tag = "meetings",
+#[utoipa::path(post, operation_id = "recordFingerprint", path = "/v1/meetings/{id}/fingerprint", tag = "meetings",
     params(("id" = Uuid, Path), CommandHeaders), request_body = Fingerprint,
     responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn fingerprint(
@@ -170,7 +170,7 @@ struct Spoken {
 }
 
 /// Note the language spoken
-#[utoipa::path(post, path = "/v1/meetings/{id}/language", tag = "meetings",
+#[utoipa::path(post, operation_id = "recordLanguage", path = "/v1/meetings/{id}/language", tag = "meetings",
     params(("id" = Uuid, Path), CommandHeaders), request_body = Spoken,
     responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn language(
@@ -186,8 +186,8 @@ async fn language(
 #[serde(deny_unknown_fields)]
 struct Speakers {
     /// The voices told apart, in any order.
-    #[schema(max_items = 500)]
-    clusters: Vec<SpeakerCluster>,
+    #[schema(value_type = Vec<SpeakerCluster>, max_items = 500)]
+    clusters: Vec<Object<SpeakerCluster>>,
 }
 
 /// One voice with all its speech.
@@ -199,7 +199,8 @@ struct SpeakerCluster {
     cluster_id: ClusterId,
     /// Its speech.
     #[serde(default)]
-    segments: Vec<SpeechSegment>,
+    #[schema(value_type = Vec<SpeechSegment>)]
+    segments: Vec<Object<SpeechSegment>>,
 }
 
 /// A stretch of speech.
@@ -217,8 +218,9 @@ struct SpeechSegment {
 impl TryFrom<Speakers> for Diarization {
     type Error = ValueError;
     fn try_from(speakers: Speakers) -> Result<Self, ValueError> {
-        let segment = |s: SpeechSegment| Segment { start_ms: s.start_ms, duration_ms: s.duration_ms };
-        let cluster = |cluster: SpeakerCluster| Cluster {
+        let segment =
+            |Object(s): Object<SpeechSegment>| Segment { start_ms: s.start_ms, duration_ms: s.duration_ms };
+        let cluster = |Object(cluster): Object<SpeakerCluster>| Cluster {
             cluster_id: cluster.cluster_id,
             segments: cluster.segments.into_iter().map(segment).collect(),
             voice: None,
@@ -230,7 +232,7 @@ impl TryFrom<Speakers> for Diarization {
 /// Note who spoke when
 ///
 /// Takes the place of an earlier diarization.
-#[utoipa::path(post, path = "/v1/meetings/{id}/speakers", tag = "meetings",
+#[utoipa::path(post, operation_id = "recordSpeakers", path = "/v1/meetings/{id}/speakers", tag = "meetings",
     params(("id" = Uuid, Path), CommandHeaders), request_body = Speakers,
     responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn speakers(
@@ -261,7 +263,7 @@ struct StoredArtifact {
 /// Note where a transcript or summary was written
 ///
 /// Takes the place of an earlier one of its type.
-#[utoipa::path(post, path = "/v1/meetings/{id}/artifacts", tag = "meetings",
+#[utoipa::path(post, operation_id = "storeArtifact", path = "/v1/meetings/{id}/artifacts", tag = "meetings",
     params(("id" = Uuid, Path), CommandHeaders), request_body = StoredArtifact,
     responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn artifacts(
@@ -309,7 +311,7 @@ struct CachePath {
 /// Keep a stage's result for whoever meets the same audio again
 ///
 /// Its key is `<stage>:<content_fp>`, so the fingerprint must be known.
-#[utoipa::path(put, path = "/v1/meetings/{id}/cache/{stage}", tag = "meetings",
+#[utoipa::path(put, operation_id = "cacheStageResult", path = "/v1/meetings/{id}/cache/{stage}", tag = "meetings",
     params(("id" = Uuid, Path), ("stage" = String, Path, pattern = "^[a-z0-9._-]{1,100}$"), CommandHeaders),
     request_body = CachedResult, responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn cache(
@@ -329,7 +331,7 @@ async fn cache(
 struct Nothing {}
 
 /// Close the attempt
-#[utoipa::path(post, path = "/v1/meetings/{id}/complete", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+#[utoipa::path(post, operation_id = "completeMeeting", path = "/v1/meetings/{id}/complete", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
     responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn complete(
     State(state): State<AppState>,
@@ -352,7 +354,7 @@ struct Failure {
 }
 
 /// Break the attempt off
-#[utoipa::path(post, path = "/v1/meetings/{id}/fail", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
+#[utoipa::path(post, operation_id = "failMeeting", path = "/v1/meetings/{id}/fail", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),
     request_body = Failure, responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn fail(
     State(state): State<AppState>,
@@ -364,11 +366,12 @@ async fn fail(
 }
 
 /// Show a meeting with its file, speakers and artifacts
-#[utoipa::path(get, path = "/v1/meetings/{id}", tag = "meetings", params(("id" = Uuid, Path), ReadHeaders),
+#[utoipa::path(get, operation_id = "showMeeting", path = "/v1/meetings/{id}", tag = "meetings", params(("id" = Uuid, Path), ReadHeaders),
     responses((status = 200, body = MeetingDetails), ReadProblems))]
 async fn show(
     State(state): State<AppState>,
     Id(id): Id<MeetingId>,
+    _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
     let Some(meeting) = queries::meeting(state.book.pool(), id.as_uuid()).await? else {
@@ -384,6 +387,7 @@ async fn show(
 #[serde(deny_unknown_fields)]
 struct ListQuery {
     /// `pending`, `processing`, `completed` or `failed`.
+    #[param(inline)]
     status: Option<MeetingStatus>,
     /// Whose.
     owner: Option<Uuid>,
@@ -423,7 +427,7 @@ impl MeetingStatus {
 /// List meetings
 ///
 /// In the order of their ids, which says nothing but stays.
-#[utoipa::path(get, path = "/v1/meetings", tag = "meetings", params(ListQuery, ReadHeaders),
+#[utoipa::path(get, operation_id = "listMeetings", path = "/v1/meetings", tag = "meetings", params(ListQuery, ReadHeaders),
     responses((status = 200, body = Page<MeetingSummary>), ReadProblems))]
 async fn list(
     State(state): State<AppState>,
@@ -445,21 +449,26 @@ async fn list(
 #[derive(Debug, Serialize, ToSchema)]
 struct MeetingEventView {
     /// Its place in the log.
+    #[schema(example = 42)]
     position: i64,
     /// Its place among the meeting's events.
+    #[schema(example = 1)]
     sequence: i64,
     /// When it was recorded.
+    #[schema(example = "2026-11-24T09:00:00Z")]
     recorded_at: DateTime<Utc>,
     /// What kind of event it is.
     #[serde(rename = "type")]
+    #[schema(example = "MeetingRegistered")]
     event_type: String,
     /// The version of its shape.
+    #[schema(example = 8)]
     version: String,
     /// What happened.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"LanguageDetected": {"attempt": 1, "language": "en-GB"}}))]
     payload: Box<RawValue>,
     /// Who did it, and on behalf of what.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"actor": "pipeline-1", "actor_kind": "service"}))]
     metadata: Box<RawValue>,
 }
 
@@ -478,7 +487,7 @@ struct EventsQuery {
 }
 
 /// Show a meeting's history
-#[utoipa::path(get, path = "/v1/meetings/{id}/events", tag = "meetings",
+#[utoipa::path(get, operation_id = "listMeetingEvents", path = "/v1/meetings/{id}/events", tag = "meetings",
     params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
     responses((status = 200, body = Page<MeetingEventView>), ReadProblems))]
 async fn events(
@@ -491,7 +500,7 @@ async fn events(
     let after = i64::from(query.cursor);
     let pool = state.book.pool();
     let stored = log::read_aggregate(pool, "meeting", id.as_uuid(), after, i64::MAX, limit + 1).await?;
-    if stored.is_empty() && after == 0 {
+    if stored.is_empty() && log::version_at(pool, "meeting", id.as_uuid(), i64::MAX).await? == 0 {
         return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
     }
     let view = |event: log::StoredEvent| {

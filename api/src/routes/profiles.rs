@@ -19,7 +19,7 @@ use super::{
 use crate::app::AppState;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, QueryOf, Versioned};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, QueryOf, Versioned};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -39,7 +39,7 @@ struct NewProfile {
 }
 
 /// Enter a person in the book
-#[utoipa::path(post, path = "/v1/profiles", tag = "profiles", params(CommandHeaders), request_body = NewProfile,
+#[utoipa::path(post, operation_id = "createProfile", path = "/v1/profiles", tag = "profiles", params(CommandHeaders), request_body = NewProfile,
     responses((status = 201, body = CommandAnswer), (status = 200, body = CommandAnswer,
         description = "It was there already"), CommandProblems))]
 async fn create(State(state): State<AppState>, command: Command<NewProfile>) -> Result<Response, Problem> {
@@ -60,7 +60,7 @@ struct NewName {
 }
 
 /// Call a person otherwise
-#[utoipa::path(post, path = "/v1/profiles/{id}/rename", tag = "profiles",
+#[utoipa::path(post, operation_id = "renameProfile", path = "/v1/profiles/{id}/rename", tag = "profiles",
     params(("id" = Uuid, Path), CommandHeaders), request_body = NewName,
     responses((status = 200, body = CommandAnswer), CommandProblems))]
 async fn rename(
@@ -73,11 +73,12 @@ async fn rename(
 }
 
 /// Show a person
-#[utoipa::path(get, path = "/v1/profiles/{id}", tag = "profiles", params(("id" = Uuid, Path), ReadHeaders),
+#[utoipa::path(get, operation_id = "showProfile", path = "/v1/profiles/{id}", tag = "profiles", params(("id" = Uuid, Path), ReadHeaders),
     responses((status = 200, body = ProfileSummary), ReadProblems))]
 async fn show(
     State(state): State<AppState>,
     Id(id): Id<ProfileId>,
+    _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
     let Some(found) = queries::profile(state.book.pool(), id.as_uuid()).await? else {
@@ -103,7 +104,7 @@ struct ListQuery {
 /// List people
 ///
 /// In the order of their ids.
-#[utoipa::path(get, path = "/v1/profiles", tag = "profiles", params(ListQuery, ReadHeaders),
+#[utoipa::path(get, operation_id = "listProfiles", path = "/v1/profiles", tag = "profiles", params(ListQuery, ReadHeaders),
     responses((status = 200, body = Page<ProfileSummary>), ReadProblems))]
 async fn list(
     State(state): State<AppState>,

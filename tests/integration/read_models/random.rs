@@ -41,9 +41,9 @@ async fn the_tables_show_any_history_however_projectors_come_and_go() {
             book.bus.meeting(id, meeting_command(&mut random, id), &context).await.is_ok()
         };
         if done {
-            accepted += 1
+            accepted += 1;
         } else {
-            refused += 1
+            refused += 1;
         }
         if random.u8(..40) == 0 {
             println!("seed {seed}: a new projector after command {n}");
