@@ -204,7 +204,7 @@ impl Database {
             .options([
                 ("search_path", schema::LIVE),
                 ("timezone", "UTC"),
-                ("default_transaction_isolation", "read committed"),
+                ("default_transaction_isolation", r"read\ committed"),
                 ("statement_timeout", "60s"),
                 ("idle_in_transaction_session_timeout", "60s"),
             ]);

@@ -37,7 +37,8 @@ pub struct Append {
     /// The command. Known already, the append is a duplicate.
     pub command_id: Uuid,
     /// The HMAC of the command's request, by which a key used for two requests is found out. Empty for a
-    /// command without a key.
+    /// command without a key: that one is not remembered, and an append of it that is settled after a lost
+    /// connection is known by the `command_id` in its first event's metadata.
     pub request_hmac: Vec<u8>,
     /// `meeting` or `profile`.
     pub aggregate_type: &'static str,
@@ -45,7 +46,7 @@ pub struct Append {
     pub aggregate_id: String,
     /// How many events the aggregate must have. Has it another number, the append is a conflict.
     pub expected_version: i64,
-    /// Who did it and on behalf of what, as a flat JSON object; of every event.
+    /// Who did it and on behalf of what, as a flat JSON object; of every event. It holds the `command_id`.
     pub metadata: String,
     /// The events. None at all is a command without effect that is to be remembered.
     pub events: Vec<NewEvent>,
@@ -133,7 +134,7 @@ impl Appender {
         let (queue, waiting) = mpsc::channel(QUEUE);
         // Under the append lock each statement must see what the lock's last holder committed, whatever the
         // database's default is.
-        let isolation = [("default_transaction_isolation", "read committed")];
+        let isolation = [("default_transaction_isolation", r"read\ committed")];
         let options = pool.connect_options().as_ref().clone().options(isolation);
         let task = AppendTask { options, connection: None, head };
         tasks.spawn(task.run(waiting, shutdown.clone()));
@@ -210,7 +211,9 @@ impl AppendTask {
         let started = Instant::now();
         let mut failures = 0;
         loop {
-            let error = match timeout(CALL, self.call(appends)).await {
+            // After a failure any of them may be in the log already.
+            let fresh = failures == 0 && appends.iter().all(|append| append.request_hmac.is_empty());
+            let error = match timeout(CALL, self.call(appends, fresh)).await {
                 Ok(Ok(outcomes)) => return Ok(outcomes),
                 Ok(Err(error)) => error,
                 Err(_) => sqlx::Error::PoolTimedOut,
@@ -232,12 +235,12 @@ impl AppendTask {
         }
     }
 
-    async fn call(&mut self, appends: &[&Append]) -> Result<Vec<Outcome>, sqlx::Error> {
+    async fn call(&mut self, appends: &[&Append], fresh: bool) -> Result<Vec<Outcome>, sqlx::Error> {
         if self.connection.is_none() {
             self.connection = Some(PgConnection::connect_with(&self.options).await?);
         }
         let Some(connection) = &mut self.connection else { return Err(sqlx::Error::WorkerCrashed) };
-        let outcomes = call_log_append(connection, appends).await?;
+        let outcomes = call_log_append(connection, appends, fresh).await?;
         let newest = outcomes.iter().filter_map(|outcome| match outcome {
             Outcome::Appended(place) => Some(place.last_position),
             Outcome::Duplicate { .. } | Outcome::Conflict { .. } => None,
@@ -286,7 +289,9 @@ fn chunk_ends(appends: &[&Append]) -> Vec<i32> {
 async fn call_log_append(
     connection: &mut PgConnection,
     appends: &[&Append],
+    fresh: bool,
 ) -> Result<Vec<Outcome>, sqlx::Error> {
+    let hmac = |append: &'_ Append| Some(append.request_hmac.clone()).filter(|hmac| !hmac.is_empty());
     let counts = appends.iter().map(|append| append.events.len() as i32).collect::<Vec<_>>();
     let events = || {
         (1..)
@@ -295,10 +300,10 @@ async fn call_log_append(
     };
     let rows = sqlx::query(
         "SELECT outcome, version, first_position, last_position, request_hmac
-           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(appends.iter().map(|append| append.command_id).collect::<Vec<_>>())
-    .bind(appends.iter().map(|append| append.request_hmac.as_slice()).collect::<Vec<_>>())
+    .bind(appends.iter().map(|append| hmac(append)).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| append.aggregate_type).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| append.aggregate_id.as_str()).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| append.expected_version).collect::<Vec<_>>())
@@ -310,6 +315,7 @@ async fn call_log_append(
     .bind(events().map(|(_, _, event)| event.event_version.as_str()).collect::<Vec<_>>())
     .bind(events().map(|(_, _, event)| event.payload.as_str()).collect::<Vec<_>>())
     .bind(chunk_ends(appends))
+    .bind(fresh)
     .fetch_all(connection)
     .await?;
     if rows.len() != appends.len() {
@@ -329,7 +335,11 @@ fn outcome(row: &PgRow) -> Result<Outcome, sqlx::Error> {
     };
     match row.try_get("outcome")? {
         "appended" => Ok(Outcome::Appended(place()?)),
-        "duplicate" => Ok(Outcome::Duplicate { place: place()?, request_hmac: row.try_get("request_hmac")? }),
+        "duplicate" => {
+            // None for an append without a key that was settled.
+            let hmac: Option<Vec<u8>> = row.try_get("request_hmac")?;
+            Ok(Outcome::Duplicate { place: place()?, request_hmac: hmac.unwrap_or_default() })
+        }
         "conflict" => Ok(Outcome::Conflict { actual_version: version }),
         other => Err(sqlx::Error::Protocol(format!("log.append answered {other:?}"))),
     }

@@ -69,13 +69,18 @@ impl PersistedEventRepository for LogRepository {
             return Err(Unsupported("snapshots").into());
         }
         let Some(first) = events.first() else { return Ok(()) };
+        let command_id = Uuid::now_v7();
+        let mut metadata = first.metadata.clone();
+        if let Value::Object(fields) = &mut metadata {
+            fields.insert("command_id".to_owned(), command_id.to_string().into());
+        }
         let append = Append {
-            command_id: Uuid::now_v7(),
+            command_id,
             request_hmac: vec![],
             aggregate_type: A::TYPE,
             aggregate_id: first.aggregate_id.clone(),
             expected_version: i64::try_from(first.sequence).unwrap_or(i64::MAX) - 1,
-            metadata: first.metadata.to_string(),
+            metadata: metadata.to_string(),
             events: events
                 .iter()
                 .map(|event| NewEvent {

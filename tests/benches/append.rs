@@ -74,13 +74,11 @@ async fn append(database: &TestDatabase, clients: usize, duration: Duration, sou
     let clients = batches.into_iter().map(|batch| {
         let appender = store.appender().clone();
         tokio::spawn(async move {
-            let mut done = 0_u64;
-            for append in batch {
+            for (done, append) in (0_u64..).zip(batch) {
                 if Instant::now() >= deadline {
                     return done;
                 }
                 appender.append(append).await.expect("an append succeeds");
-                done += 1;
             }
             panic!("the appends ran out before the time");
         })

@@ -3,5 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail at once")]
 
+mod architecture;
+mod cli;
+mod command_bus;
 mod embedded;
+mod http;
+mod import;
+mod kill;
+mod log;
+mod openapi;
+mod read_models;
 mod smoke;

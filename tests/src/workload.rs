@@ -56,13 +56,14 @@ impl Workload {
         let meeting = &mut self.under_way[chosen];
         let command = meeting.commands.pop_front().unwrap();
         let events = decide(&meeting.state, &command).unwrap();
+        let command_id = Uuid::now_v7();
         let append = Append {
-            command_id: Uuid::now_v7(),
+            command_id,
             request_hmac: vec![],
             aggregate_type: "meeting",
             aggregate_id: meeting.id.to_string(),
             expected_version: meeting.version,
-            metadata: metadata(self.random.u64(..)),
+            metadata: metadata(command_id),
             events: events.iter().map(new_event).collect(),
         };
         for event in &events {
@@ -79,13 +80,14 @@ impl Workload {
     pub fn next_registration(&mut self) -> Append {
         let (id, _, register) = self.new_registration();
         let event = decide(&Meeting::default(), &register).unwrap().remove(0);
+        let command_id = Uuid::now_v7();
         Append {
-            command_id: Uuid::now_v7(),
+            command_id,
             request_hmac: vec![],
             aggregate_type: "meeting",
             aggregate_id: id.to_string(),
             expected_version: 0,
-            metadata: metadata(self.random.u64(..)),
+            metadata: metadata(command_id),
             events: vec![new_event(&event)],
         }
     }
@@ -174,14 +176,13 @@ fn hex(random: &mut fastrand::Rng, digits: usize) -> String {
     (0..digits).map(|_| random.digit(16)).collect()
 }
 
-fn metadata(random: u64) -> String {
-    let command = Uuid::from_u64_pair(random, 1);
+fn metadata(command_id: Uuid) -> String {
     serde_json::json!({
         "actor": "pipeline-1",
         "actor_kind": "service",
-        "causation_id": command,
-        "command_id": command,
-        "correlation_id": Uuid::from_u64_pair(random, 2),
+        "causation_id": command_id,
+        "command_id": command_id,
+        "correlation_id": command_id,
     })
     .to_string()
 }

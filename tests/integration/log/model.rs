@@ -90,7 +90,7 @@ pub(super) async fn call_log_append(
         .collect::<Vec<(i32, i32, &NewEvent)>>();
     let rows = sqlx::query(
         "SELECT outcome, version, first_position, last_position, request_hmac
-           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(appends.iter().map(|append| append.command_id).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| append.request_hmac.clone()).collect::<Vec<_>>())
@@ -105,6 +105,7 @@ pub(super) async fn call_log_append(
     .bind(events.iter().map(|(_, _, event)| event.event_version.clone()).collect::<Vec<_>>())
     .bind(events.iter().map(|(_, _, event)| event.payload.clone()).collect::<Vec<_>>())
     .bind(chunk_ends)
+    .bind(false)
     .fetch_all(pool)
     .await?;
     let outcome = |row: &sqlx::postgres::PgRow| {

@@ -110,9 +110,9 @@ async fn register(server: &Server, byte: &str) -> (String, Value) {
 async fn append_raw(pool: &PgPool, [aggregate_type, id, event_type, version, payload]: [&str; 5]) {
     let outcome: String = sqlx::query_scalar(
         r#"SELECT outcome FROM log.append(
-               ARRAY[gen_random_uuid()], ARRAY[''::bytea], ARRAY[$1], ARRAY[$2], ARRAY[0::bigint], ARRAY[1],
+               ARRAY[gen_random_uuid()], ARRAY[NULL::bytea], ARRAY[$1], ARRAY[$2], ARRAY[0::bigint], ARRAY[1],
                ARRAY['{"actor": "test", "actor_kind": "system"}'], ARRAY[1], ARRAY[1], ARRAY[$3], ARRAY[$4],
-               ARRAY[$5], ARRAY[1])"#,
+               ARRAY[$5], ARRAY[1], true)"#,
     )
     .bind(aggregate_type)
     .bind(id)
