@@ -242,8 +242,8 @@ impl AppendTask {
         let Some(connection) = &mut self.connection else { return Err(sqlx::Error::WorkerCrashed) };
         let outcomes = call_log_append(connection, appends, fresh).await?;
         let newest = outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Appended(place) => Some(place.last_position),
-            Outcome::Duplicate { .. } | Outcome::Conflict { .. } => None,
+            Outcome::Appended(place) | Outcome::Duplicate { place, .. } => Some(place.last_position),
+            Outcome::Conflict { .. } => None,
         });
         if let Some(newest) = newest.max() {
             self.head.advance(newest);

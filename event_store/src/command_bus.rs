@@ -226,6 +226,8 @@ fn load_error<E: std::error::Error + 'static>(
     }
 }
 
+/// Carries out a command. One with a key is looked up first, and once more before it is refused: the same
+/// command, sent twice at once, must not be refused for its own effect.
 async fn execute<A>(
     pool: &PgPool,
     handler: &Handler<A>,
@@ -238,12 +240,34 @@ where
     A::Command: Clone,
     A::Error: 'static,
 {
-    // Before anything else: a repeated command gets its first answer even if the world has moved on.
-    if let Some(key) = &context.key
-        && let Some((aggregate_id, place, request_hmac)) = known_command(pool, key.command_id).await?
-    {
+    let Some(key) = &context.key else {
+        return load_decide_append(pool, handler, id, command, context).await;
+    };
+    if let Some((aggregate_id, place, request_hmac)) = known_command(pool, key.command_id).await? {
         return repeated(pool, aggregate_id, place, &request_hmac, context).await;
     }
+    let refused = match load_decide_append(pool, handler, id, command, context).await {
+        Err(error @ (CommandError::Refused(_) | CommandError::StaleVersion { .. })) => error,
+        other => return other,
+    };
+    match known_command(pool, key.command_id).await? {
+        Some((aggregate_id, place, hmac)) => repeated(pool, aggregate_id, place, &hmac, context).await,
+        None => Err(refused),
+    }
+}
+
+async fn load_decide_append<A>(
+    pool: &PgPool,
+    handler: &Handler<A>,
+    id: String,
+    command: A::Command,
+    context: &Context,
+) -> Result<Accepted, CommandError<A::Error>>
+where
+    A: Aggregate<Services = ()> + Clone,
+    A::Command: Clone,
+    A::Error: 'static,
+{
     let command_id = context.key.as_ref().map_or_else(Uuid::now_v7, |key| key.command_id);
     let metadata = metadata(command_id, context);
 

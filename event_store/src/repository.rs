@@ -91,10 +91,9 @@ impl PersistedEventRepository for LogRepository {
                 .collect(),
         };
         match self.appender.append(append).await {
-            Ok(Outcome::Appended(_)) => Ok(()),
-            Ok(Outcome::Conflict { .. } | Outcome::Duplicate { .. }) => {
-                Err(PersistenceError::OptimisticLockError)
-            }
+            // The command is new, so a duplicate is this very append, settled after a lost connection.
+            Ok(Outcome::Appended(_) | Outcome::Duplicate { .. }) => Ok(()),
+            Ok(Outcome::Conflict { .. }) => Err(PersistenceError::OptimisticLockError),
             Err(error @ AppendError::Unavailable(_)) => {
                 Err(PersistenceError::ConnectionError(Box::new(error)))
             }

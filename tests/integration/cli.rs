@@ -400,12 +400,20 @@ async fn help_names_every_command_and_shows_no_password() {
       help     Print this message or the help of the given subcommand(s)
 
     Options:
-          --database-url <URL>           PostgreSQL to use; without it an embedded one is started under the data directory [env: DATABASE_URL]
-          --data-dir <DIR>               Directory of the embedded PostgreSQL [default: /var/lib/minutebook as root, else ~/.local/share/minutebook] [env: MINUTEBOOK_DATA_DIR=]
-          --postgres-bin <DIR>           Directory of PostgreSQL's own programs, for the embedded one; without it they are looked for [env: MINUTEBOOK_POSTGRES_BIN=]
-          --postgres-releases-url <URL>  Repository from which PostgreSQL is downloaded where the machine has none [env: MINUTEBOOK_POSTGRES_RELEASES_URL=]
-          --log <FILTER>                 What is logged, as a tracing filter: `info`, `debug`, `api=debug,info` [env: MINUTEBOOK_LOG=]
-          --log-format <FORMAT>          How it is written to standard error [env: MINUTEBOOK_LOG_FORMAT=] [default: text] [possible values: text, json]
+          --database-url <URL>           PostgreSQL to use; without it an embedded one is started under
+                                         the data directory [env: DATABASE_URL]
+          --data-dir <DIR>               Directory of the embedded PostgreSQL [default:
+                                         /var/lib/minutebook as root, else ~/.local/share/minutebook]
+                                         [env: MINUTEBOOK_DATA_DIR=]
+          --postgres-bin <DIR>           Directory of PostgreSQL's own programs, for the embedded one;
+                                         without it they are looked for [env: MINUTEBOOK_POSTGRES_BIN=]
+          --postgres-releases-url <URL>  Repository from which PostgreSQL is downloaded where the
+                                         machine has none [env: MINUTEBOOK_POSTGRES_RELEASES_URL=]
+          --log <FILTER>                 What is logged, as a tracing filter: `info`, `debug`,
+                                         `api=debug,info` [env: MINUTEBOOK_LOG=]
+          --log-format <FORMAT>          How it is written to standard error [env:
+                                         MINUTEBOOK_LOG_FORMAT=] [default: text] [possible values: text,
+                                         json]
       -h, --help                         Print help (see more with '--help')
       -V, --version                      Print version
 

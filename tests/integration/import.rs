@@ -43,7 +43,7 @@ async fn real_diarizations_become_meetings_with_one_speaker_per_label() {
 
     let again = run_on(&database, &["import", "rttm", &dirs[0], &dirs[1]]).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
-    assert!(again.stdout.contains("276 were there already"), "{}", again.stdout);
+    assert!(again.stdout.contains("276 there already"), "{}", again.stdout);
     assert_eq!(caught_up_and_equal(&pool).await, head, "importing again adds no event");
 }
 

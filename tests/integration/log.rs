@@ -219,7 +219,7 @@ async fn commands_are_forgotten_after_30_days_and_not_before() {
     let book = database.open().await;
     let ids = (0..5).map(Uuid::from_u128).collect::<Vec<_>>();
     for command_id in &ids {
-        let append = Append { command_id: *command_id, ..append_to(Uuid::now_v7(), 0, 1) };
+        let append = with_key(*command_id, append_to(Uuid::now_v7(), 0, 1));
         book.store.appender().append(append).await.unwrap();
     }
     let now = Utc::now();
@@ -241,7 +241,7 @@ async fn commands_are_forgotten_after_30_days_and_not_before() {
     assert_eq!(kept, ids[3..]);
 
     let repeated = async |n: usize| {
-        let append = Append { command_id: ids[n], ..append_to(Uuid::now_v7(), 0, 1) };
+        let append = with_key(ids[n], append_to(Uuid::now_v7(), 0, 1));
         book.store.appender().append(append).await.unwrap()
     };
     assert!(matches!(repeated(0).await, Outcome::Appended(_)));
@@ -265,9 +265,14 @@ pub(crate) fn append_to(profile: Uuid, expected_version: i64, events: usize) -> 
         aggregate_type: "profile",
         aggregate_id: profile.to_string(),
         expected_version,
-        metadata: "{}".to_owned(),
+        metadata: json!({ "command_id": command_id }).to_string(),
         events: (0..events).map(noted).collect(),
     }
+}
+
+/// Returns the append as one of a command that its client marked with a key.
+fn with_key(command_id: Uuid, append: Append) -> Append {
+    Append { command_id, request_hmac: vec![7; 32], ..append }
 }
 
 /// Hands appends in, in this order, and returns what is to be waited for.

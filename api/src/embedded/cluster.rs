@@ -114,7 +114,7 @@ synchronous_commit = {durable}
 full_page_writes = {durable}
 
 shared_buffers = '128MB'
-wal_compression = on
+wal_compression = off
 min_wal_size = '256MB'
 max_wal_size = '2GB'
 checkpoint_timeout = '15min'

@@ -92,7 +92,7 @@ fn evidence() -> Evidence {
     Evidence {
         model: parsed("resemblyzer-0.1.4"),
         policy_version: parsed("1"),
-        margin: Some(0.2.try_into().unwrap()),
+        margin: Some(0.2.try_into().expect("a test's margin is one")),
         candidates,
     }
 }

@@ -147,7 +147,7 @@ fn voice() -> impl Strategy<Value = Voice> {
 
 fn evidence() -> impl Strategy<Value = Evidence> {
     let candidate = (uuid(), confidence()).prop_map(|(profile_id, score)| Candidate { profile_id, score });
-    let margin = option::of((-2.0..=2.0).prop_map(|number| Margin::try_from(number).unwrap()));
+    let margin = option::of((-2.0..=2.0).prop_map(|number| Margin::try_from(number).expect("in range")));
     (text(100), text(50), margin, vec(candidate, 0..4)).prop_map(
         |(model, policy_version, margin, candidates)| Evidence { model, policy_version, margin, candidates },
     )
