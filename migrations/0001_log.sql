@@ -121,7 +121,8 @@ BEGIN
                    WITH ORDINALITY AS a (type, id, expected, metadata, n) ON a.n = e.event_append;
             RETURN QUERY
             SELECT 'appended', a.expected + a.events,
-                   (head + 1 + sum(a.events) OVER preceding - a.events)::bigint,
+                   CASE WHEN a.events > 0
+                        THEN (head + 1 + sum(a.events) OVER preceding - a.events)::bigint END,
                    (head + sum(a.events) OVER preceding)::bigint, NULL::bytea
               FROM unnest(expected_versions, event_counts) WITH ORDINALITY AS a (expected, events, n)
             WINDOW preceding AS (ORDER BY a.n ROWS UNBOUNDED PRECEDING)

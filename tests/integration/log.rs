@@ -345,7 +345,7 @@ fn payloads(events: &[StoredEvent]) -> Vec<&str> {
 /// Appends so many events by the SQL function alone.
 async fn fill(pool: &PgPool, events: usize) {
     let append = append_to(Uuid::now_v7(), 0, events);
-    let outcomes = pin!(model::call_log_append(pool, &[append], &[1])).await.unwrap();
+    let outcomes = pin!(model::call_log_append(pool, &[append], &[1], false)).await.unwrap();
     assert!(matches!(outcomes[..], [Outcome::Appended(_)]), "{outcomes:?}");
 }
 

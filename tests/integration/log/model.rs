@@ -12,7 +12,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::Config;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::{PgPool, Row};
 use tests::TestDatabase;
 use uuid::Uuid;
@@ -43,7 +43,8 @@ fn a_mixed_group_comes_out_as_if_each_append_had_come_alone() {
                     Group::Function(steps, cuts) => {
                         let (appends, expected) = model.run(&steps);
                         let ends = chunk_ends(&appends, &cuts);
-                        let outcomes = call_log_append(book.pool(), &appends, &ends).await.unwrap();
+                        let fresh = steps.iter().all(|step| !step.keyed);
+                        let outcomes = call_log_append(book.pool(), &appends, &ends, fresh).await.unwrap();
                         prop_assert_eq!(outcomes.into_iter().map(Some).collect::<Vec<_>>(), expected);
                     }
                 }
@@ -65,24 +66,27 @@ async fn a_group_that_is_cut_wrongly_is_not_appended_at_all() {
     let pool = database.pool().await;
     let aggregate = Uuid::now_v7();
     let (first, second) = (append_to(aggregate, 0, 1), append_to(aggregate, 0, 1));
-    let error = call_log_append(&pool, &[first.clone(), second.clone()], &[2]).await.unwrap_err();
+    let error = call_log_append(&pool, &[first.clone(), second.clone()], &[2], false).await.unwrap_err();
     let constraint = error.as_database_error().unwrap().constraint().map(str::to_owned);
     assert_eq!(constraint.as_deref(), Some("events_one_per_sequence"));
     assert_eq!(log::head(&pool).await.unwrap(), 0);
 
-    let outcomes = call_log_append(&pool, &[first, second], &[1, 2]).await.unwrap();
+    let outcomes = call_log_append(&pool, &[first, second], &[1, 2], false).await.unwrap();
     assert!(
         matches!(outcomes[..], [Outcome::Appended(_), Outcome::Conflict { actual_version: 1 }]),
         "{outcomes:?}"
     );
 }
 
-/// Calls the SQL function as a caller of its own, with the cuts given.
+/// Calls the SQL function as a caller of its own, with the cuts given. `fresh` says that no command of the
+/// group can be known.
 pub(super) async fn call_log_append(
     pool: &PgPool,
     appends: &[Append],
     chunk_ends: &[i32],
+    fresh: bool,
 ) -> Result<Vec<Outcome>, sqlx::Error> {
+    let hmac = |append: &Append| Some(append.request_hmac.clone()).filter(|hmac| !hmac.is_empty());
     let events = appends
         .iter()
         .zip(1..)
@@ -93,7 +97,7 @@ pub(super) async fn call_log_append(
            FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(appends.iter().map(|append| append.command_id).collect::<Vec<_>>())
-    .bind(appends.iter().map(|append| append.request_hmac.clone()).collect::<Vec<_>>())
+    .bind(appends.iter().map(hmac).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| append.aggregate_type).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| append.aggregate_id.clone()).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| append.expected_version).collect::<Vec<_>>())
@@ -105,7 +109,7 @@ pub(super) async fn call_log_append(
     .bind(events.iter().map(|(_, _, event)| event.event_version.clone()).collect::<Vec<_>>())
     .bind(events.iter().map(|(_, _, event)| event.payload.clone()).collect::<Vec<_>>())
     .bind(chunk_ends)
-    .bind(false)
+    .bind(fresh)
     .fetch_all(pool)
     .await?;
     let outcome = |row: &sqlx::postgres::PgRow| {
@@ -130,7 +134,9 @@ enum Group {
 
 #[derive(Debug, Clone)]
 struct Step {
-    /// One of a few commands that come again, or one that comes once.
+    /// Whether its client gave the command a key; else it comes once, and is not remembered.
+    keyed: bool,
+    /// Of a command with a key: one of a few that come again, or one that comes once.
     command: Option<usize>,
     /// One of a few aggregates; two of another type have the same id.
     aggregate: usize,
@@ -207,12 +213,15 @@ impl Model {
     fn append_for(&mut self, step: &Step) -> Append {
         let (aggregate_type, id) = self.aggregates[step.aggregate];
         let actual = self.versions.get(&(aggregate_type, id.to_string())).copied().unwrap_or(0);
-        let mut append = append_to(id, step.expected.unwrap_or(actual), step.events);
+        // Only a command with a key is worth remembering when it has no effect.
+        let events = if step.keyed { step.events } else { step.events.max(1) };
+        let mut append = append_to(id, step.expected.unwrap_or(actual), events);
         append.aggregate_type = aggregate_type;
-        append.request_hmac = self.hmacs.next().unwrap().to_be_bytes().to_vec();
-        append.metadata = json!({"actor": append.command_id}).to_string();
-        if let Some(command) = step.command {
-            append.command_id = self.repeated_commands[command];
+        if step.keyed {
+            append.request_hmac = self.hmacs.next().unwrap().to_be_bytes().to_vec();
+            if let Some(command) = step.command {
+                append.command_id = self.repeated_commands[command];
+            }
         }
         if let Some(flaw) = step.flaw {
             // The last event is at fault: what precedes it must not stay either.
@@ -259,7 +268,9 @@ impl Model {
             });
         }
         let place = Place { version: *version, first_position, last_position: self.head };
-        self.commands.insert(append.command_id, (place, append.request_hmac.clone()));
+        if !append.request_hmac.is_empty() {
+            self.commands.insert(append.command_id, (place, append.request_hmac.clone()));
+        }
         Some(Outcome::Appended(place))
     }
 }
@@ -305,19 +316,33 @@ fn chunk_ends(appends: &[Append], cuts: &[bool]) -> Vec<i32> {
     ends
 }
 
+/// Long groups of all kinds, in which commands and aggregates come again; and short ones without keys, of
+/// which many are appended in one set.
 fn group() -> impl Strategy<Value = Group> {
-    let sound = step(Just(None).boxed());
-    let flawed = step(prop_oneof![3 => Just(None), 1 => select(&FLAWS[..]).prop_map(Some)].boxed());
+    let keyed = || any::<bool>().boxed();
+    let keyless = || Just(false).boxed();
+    let sound = || Just(None).boxed();
+    let flawed = || prop_oneof![3 => Just(None), 1 => select(&FLAWS[..]).prop_map(Some)].boxed();
+    let cuts = vec(any::<bool>(), 1..8);
     prop_oneof![
-        vec(flawed, 1..40).prop_map(Group::Appender),
-        (vec(sound, 1..40), vec(any::<bool>(), 1..8)).prop_map(|(steps, cuts)| Group::Function(steps, cuts)),
+        vec(step(keyed(), flawed()), 1..40).prop_map(Group::Appender),
+        vec(step(keyless(), flawed()), 1..5).prop_map(Group::Appender),
+        (vec(step(keyed(), sound()), 1..40), cuts).prop_map(|(steps, cuts)| Group::Function(steps, cuts)),
+        vec(step(keyless(), sound()), 1..5).prop_map(|steps| Group::Function(steps, vec![false])),
     ]
 }
 
-fn step(flaw: BoxedStrategy<Option<Flaw>>) -> impl Strategy<Value = Step> {
+fn step(keyed: BoxedStrategy<bool>, flaw: BoxedStrategy<Option<Flaw>>) -> impl Strategy<Value = Step> {
     let expected = prop_oneof![3 => Just(None), 1 => (-1..5_i64).prop_map(Some)];
     let command = option::weighted(0.2, 0..3_usize);
-    (command, 0..AGGREGATES, expected, 0..4_usize, flaw).prop_map(
-        |(command, aggregate, expected, events, flaw)| Step { command, aggregate, expected, events, flaw },
+    (keyed, command, 0..AGGREGATES, expected, 0..4_usize, flaw).prop_map(
+        |(keyed, command, aggregate, expected, events, flaw)| Step {
+            keyed,
+            command,
+            aggregate,
+            expected,
+            events,
+            flaw,
+        },
     )
 }
