@@ -112,6 +112,18 @@ pub(super) async fn call_log_append(
     .bind(fresh)
     .fetch_all(pool)
     .await?;
+    if rows[0].get::<&str, _>("outcome") == "all appended" {
+        let ends = appends.iter().scan(rows[0].get::<i64, _>("first_position") - 1, |last, append| {
+            *last += append.events.len() as i64;
+            Some((append, *last))
+        });
+        let place = |(append, last_position): (&Append, i64)| {
+            let events = append.events.len() as i64;
+            let first_position = (events > 0).then(|| last_position - events + 1);
+            Place { version: append.expected_version + events, first_position, last_position }
+        };
+        return Ok(ends.map(place).map(Outcome::Appended).collect());
+    }
     let outcome = |row: &sqlx::postgres::PgRow| {
         let place = || Place { version: row.get(1), first_position: row.get(2), last_position: row.get(3) };
         match row.get("outcome") {

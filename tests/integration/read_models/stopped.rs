@@ -122,5 +122,5 @@ async fn append_raw(pool: &PgPool, [aggregate_type, id, event_type, version, pay
     .fetch_one(pool)
     .await
     .unwrap();
-    assert_eq!(outcome, "appended");
+    assert_eq!(outcome, "all appended");
 }
