@@ -47,72 +47,77 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Command<T> {
     type Rejection = Problem;
 
     async fn from_request(mut request: Request, state: &AppState) -> Result<Self, Problem> {
-        let parts = request.extract_parts::<RequestLine>().await?;
         request.extract_parts::<NoQuery>().await?;
+        let mut context = context(request.headers())?;
+        let key = command_key(&request, &context, state)?;
+        let json = check_json(request.headers());
         let bytes = Bytes::from_request(request, state).await.map_err(body_problem)?;
-        let (body, canonical) = parse_body(&parts.headers, &bytes)?;
-        let mut context = context(&parts.headers)?;
-        if let Some(key) = header_text(&parts.headers, &IDEMPOTENCY_KEY)? {
-            check_key(key)?;
+        // A command that asks for nothing more than itself needs no body.
+        let bytes = if bytes.is_empty() { b"{}" } else { json.map(|()| &bytes[..])? };
+        let body = parse_body(bytes)?;
+        if let Some(command_id) = key {
             let secret = &state.book.store.identity().secret;
-            let route = [parts.method.as_bytes(), parts.path.as_bytes()];
-            let caller = [context.actor_kind.as_bytes(), context.actor.as_bytes()];
-            let scope = [b"command", caller[0], caller[1], route[0], route[1], key.as_bytes()];
-            context.key = Some(IdempotencyKey {
-                command_id: secret.uuid(&scope),
-                request_hmac: secret.hmac(&[b"request", canonical.as_bytes()]).to_vec(),
-            });
+            let request_hmac = secret.hmac(&[b"request", canonical(bytes)?.as_bytes()]).to_vec();
+            context.key = Some(IdempotencyKey { command_id, request_hmac });
         }
         Ok(Self { body, context })
     }
 }
 
-/// What of a request's head a command depends on.
-struct RequestLine {
-    method: String,
-    path: String,
-    headers: HeaderMap,
+/// Derives a command's id from its key, bound to caller and route: the same key elsewhere is another one.
+fn command_key(request: &Request, context: &Context, state: &AppState) -> Result<Option<Uuid>, Problem> {
+    let Some(key) = header_text(request.headers(), &IDEMPOTENCY_KEY)? else { return Ok(None) };
+    check_key(key)?;
+    let caller = [context.actor_kind.as_bytes(), context.actor.as_bytes()];
+    let route = [request.method().as_str().as_bytes(), request.uri().path().as_bytes()];
+    let scope = [b"command", caller[0], caller[1], route[0], route[1], key.as_bytes()];
+    Ok(Some(state.book.store.identity().secret.uuid(&scope)))
 }
 
-impl<S: Sync> FromRequestParts<S> for RequestLine {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        Ok(Self {
-            method: parts.method.to_string(),
-            path: parts.uri.path().to_owned(),
-            headers: parts.headers.clone(),
-        })
-    }
-}
-
-/// Parses a body, and returns its canonical form too: the same request written with other blanks or in
-/// another order is the same request.
-fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<(T, String), Problem> {
-    // A command that asks for nothing more than itself needs no body.
-    let bytes = if bytes.is_empty() { b"{}" } else { check_json(headers).map(|()| bytes)? };
-    let malformed = |error: serde_json::Error| {
-        let place = format!("line {} column {}", error.line(), error.column());
-        Problem::new(StatusCode::BAD_REQUEST, "malformed_json", format!("the body is not JSON, at {place}"))
-    };
-    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
-    if !value.is_object() {
-        return Err(Problem::invalid("invalid_body", "the body must be a JSON object"));
-    }
-    let canonical = value.to_string();
-    let body = serde_path_to_error::deserialize(&value).map_err(|error| {
+fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize::<_, Object<T>>(&mut deserializer);
+    let body = parsed.map_err(|error| {
         let path = error.path().to_string();
-        let message = without_values(&error.inner().to_string());
-        // Our own messages begin with the field's name.
-        let named = path.rsplit('.').next().is_some_and(|field| message.starts_with(field));
-        let place = match path.as_str() {
-            "." => String::new(),
-            _ if named => path.rsplit_once('.').map(|(above, _)| format!("{above}: ")).unwrap_or_default(),
-            path => format!("{path}: "),
-        };
-        Problem::invalid("invalid_body", format!("{place}{message}"))
+        body_error(&path, error.inner(), bytes)
     })?;
-    Ok((body, canonical))
+    deserializer.end().map_err(|error| malformed(&error))?;
+    Ok(body.0)
+}
+
+/// Tells a body that is no JSON at all from one that says something else than it should.
+fn body_error(path: &str, error: &serde_json::Error, bytes: &[u8]) -> Problem {
+    if let Err(error) = serde_json::from_slice::<serde_json::Value>(bytes) {
+        return malformed(&error);
+    }
+    // The place is a path here; serde_json adds line and column.
+    let message = error.to_string();
+    let message = message.split_once(" at line ").map_or(&*message, |(message, _)| message);
+    let message = without_values(message);
+    // Our own messages begin with the field's name.
+    let named = path.rsplit('.').next().is_some_and(|field| message.starts_with(field));
+    let place = match path {
+        "." => String::new(),
+        _ if named => path.rsplit_once('.').map(|(above, _)| format!("{above}: ")).unwrap_or_default(),
+        path => format!("{path}: "),
+    };
+    Problem::invalid("invalid_body", format!("{place}{message}"))
+}
+
+fn malformed(error: &serde_json::Error) -> Problem {
+    let place = format!("line {} column {}", error.line(), error.column());
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "malformed_json",
+        format!("the body cannot be read as JSON, at {place}"),
+    )
+}
+
+/// Returns a body's canonical form: the same request written with other blanks or in another order is the
+/// same request.
+fn canonical(bytes: &[u8]) -> Result<String, Problem> {
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
+    Ok(value.to_string())
 }
 
 /// serde quotes the values that it did not expect; they may be personal.
@@ -451,9 +456,7 @@ mod tests {
 
     #[test]
     fn blanks_and_order_do_not_make_another_request() {
-        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, "application/json".parse().unwrap())]);
-        let canonical =
-            |text: &str| parse_body::<serde_json::Value>(&headers, text.as_bytes()).ok().unwrap().1;
+        let canonical = |text: &str| canonical(text.as_bytes()).ok().unwrap();
         assert_eq!(canonical(r#"{"a":1,"b":2}"#), canonical("{ \"b\": 2,\n \"a\": 1 }"));
         assert_ne!(canonical(r#"{"a":1}"#), canonical(r#"{"a":2}"#));
     }

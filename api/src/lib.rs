@@ -3,6 +3,9 @@
 //! `cli` names the commands; each is a module here. Whatever needs the database opens the [`book`]; `serve`
 //! builds the [`app`] over it, whose `routes` extract, make a command, and respond.
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub mod app;
 pub mod book;
 pub mod cli;
