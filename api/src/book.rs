@@ -13,7 +13,7 @@ use projections::schema;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,9 +41,8 @@ pub struct Book {
     /// The tasks that work for this book.
     pub tasks: TaskTracker,
     projection_sender: watch::Sender<Projection>,
-    /// The log's own tasks end last: what was handed to the appender is still appended.
-    store_shutdown: CancellationToken,
-    database: Database,
+    embedded: Option<Description>,
+    database: Mutex<Option<Database>>,
 }
 
 enum Database {
@@ -56,10 +55,13 @@ impl Book {
     pub async fn open(config: &DatabaseConfig) -> anyhow::Result<Self> {
         let database = Database::open(config).await?;
         match Self::open_in(config, &database).await {
-            Ok((store, store_shutdown, tasks)) => {
+            Ok((store, shutdown, tasks)) => {
                 let (projection_sender, projection) = watch::channel(Projection::Standby);
                 let bus = CommandBus::new(&store);
-                let shutdown = CancellationToken::new();
+                let embedded = match &database {
+                    Database::Embedded(embedded) => Some(embedded.describe().clone()),
+                    Database::External(_) => None,
+                };
                 Ok(Self {
                     store,
                     bus,
@@ -67,8 +69,8 @@ impl Book {
                     shutdown,
                     tasks,
                     projection_sender,
-                    store_shutdown,
-                    database,
+                    embedded,
+                    database: Mutex::new(Some(database)),
                 })
             }
             Err(error) => {
@@ -123,11 +125,8 @@ impl Book {
     }
 
     /// Returns what is known of the embedded PostgreSQL, if that is what is used.
-    pub fn embedded(&self) -> Option<&Description> {
-        match &self.database {
-            Database::Embedded(embedded) => Some(embedded.describe()),
-            Database::External(_) => None,
-        }
+    pub const fn embedded(&self) -> Option<&Description> {
+        self.embedded.as_ref()
     }
 
     /// Returns the database's URL without its password.
@@ -147,10 +146,10 @@ impl Book {
         }
     }
 
-    /// Ends the tasks, what was handed to the appender first, and leaves the database.
-    pub async fn close(self) {
+    /// Ends the tasks, the appender after all that was handed to it, and leaves the database. Requests that
+    /// still share the book find it closed.
+    pub async fn close(&self) {
         self.shutdown.cancel();
-        self.store_shutdown.cancel();
         self.tasks.close();
         if timeout(CLOSE, self.tasks.wait()).await.is_err() {
             warn!("some tasks did not end in time");
@@ -159,7 +158,9 @@ impl Book {
         if timeout(CLOSE, pool.close()).await.is_err() {
             warn!("some connections did not close in time");
         }
-        self.database.leave().await;
+        if let Some(database) = self.database.lock().await.take() {
+            database.leave().await;
+        }
     }
 }
 

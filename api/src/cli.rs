@@ -4,6 +4,7 @@
 //! reported (`import`). 130: interrupted by Ctrl-C.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -140,11 +141,14 @@ async fn with_book(
     config: &DatabaseConfig,
     work: impl AsyncFnOnce(&Book) -> anyhow::Result<Done>,
 ) -> anyhow::Result<Done> {
-    let stop = serve::stop_signal()?;
-    let book = Book::open(config).await?;
+    let mut stop = pin!(serve::stop_signal()?);
+    let book = tokio::select! {
+        book = Book::open(config) => book?,
+        () = &mut stop => return Ok(Done::Interrupted),
+    };
     let result = tokio::select! {
         result = work(&book) => result,
-        () = stop => Ok(Done::Interrupted),
+        () = &mut stop => Ok(Done::Interrupted),
     };
     book.close().await;
     result

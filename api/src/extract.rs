@@ -371,6 +371,12 @@ impl Limit {
     }
 }
 
+impl From<Limit> for usize {
+    fn from(limit: Limit) -> Self {
+        limit.0.into()
+    }
+}
+
 impl Default for Limit {
     fn default() -> Self {
         Self(50)

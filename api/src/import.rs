@@ -80,15 +80,15 @@ pub async fn run(book: &Book, paths: &[PathBuf], json: bool) -> anyhow::Result<D
         }
     }
     bar.finish_and_clear();
-    let deadline = Instant::now() + SHOWN_WITHIN;
-    let shown = freshness::wait_for(book.pool(), &book.projection, position, deadline).await?;
-    book.ensure_shown(shown)?;
-
     if json {
         terminal::print(serde_json::to_string_pretty(&report)?)?;
     } else {
         terminal::print(report.summary())?;
     }
+    let deadline = Instant::now() + SHOWN_WITHIN;
+    let shown = freshness::wait_for(book.pool(), &book.projection, position, deadline).await?;
+    book.ensure_shown(shown)?;
+
     Ok(if report.errors.is_empty() { Done::Whole } else { Done::Partly })
 }
 

@@ -1,6 +1,7 @@
 //! `serve`: everything in one process, or a part of it.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,20 +20,23 @@ use crate::cli::Done;
 use crate::config::{DatabaseConfig, Part, ServeConfig};
 use crate::{telemetry, terminal};
 
-/// How long requests under way may take after the signal to stop.
-const DRAIN: Duration = Duration::from_secs(20);
+/// How long after the signal to stop a request may still be under way, beyond the time that any may take.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// Serves until the signal to stop.
 pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Result<Done> {
     check_loopback(config.listen)?;
-    let stop = stop_signal()?;
+    let mut stop = pin!(stop_signal()?);
     let metrics = telemetry::init_metrics().context("cannot start metrics")?;
     // Before the database: a port that is taken should be heard of at once.
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}; --listen names another address", config.listen))?;
     let address = listener.local_addr()?;
-    let book = Arc::new(Book::open(database).await?);
+    let book = tokio::select! {
+        book = Book::open(database) => Arc::new(book?),
+        () = &mut stop => return Ok(Done::Whole),
+    };
 
     let (projects, answers) = match config.only {
         None => (true, true),
@@ -44,6 +48,7 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         let sweeping = sweeper::run(book.pool().clone(), config.sweep_interval, book.shutdown.clone());
         book.tasks.spawn(sweeping);
     }
+    let longest = config.request_timeout;
     let state = AppState::new(Arc::clone(&book), config, metrics);
     let router = if answers { app(state) } else { operations_app(state) };
     welcome(&book, address, answers);
@@ -52,7 +57,7 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     let serving = axum::serve(listener, router).with_graceful_shutdown(stopping.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving.into_future());
     let failed = tokio::select! {
-        () = stop => None,
+        () = &mut stop => None,
         ended = &mut serving => Some(ended),
     };
     let result = match failed {
@@ -60,22 +65,18 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         None => {
             info!("stopping: requests under way finish first");
             stopping.cancel();
-            drain(serving).await;
+            drain(serving, longest).await;
             Ok(())
         }
     };
-    // The tasks that shared the book have ended or were given up; what is left closes with the process.
-    match Arc::try_unwrap(book) {
-        Ok(book) => book.close().await,
-        Err(_) => warn!("some requests did not end in time"),
-    }
+    book.close().await;
     result.map(|()| Done::Whole)
 }
 
 /// Lets the requests under way finish. The appender and the projector run on until then: a command may be
 /// waiting for the one, a read for the other.
-async fn drain(mut serving: JoinHandle<std::io::Result<()>>) {
-    if timeout(DRAIN, &mut serving).await.is_err() {
+async fn drain(mut serving: JoinHandle<std::io::Result<()>>, longest: Duration) {
+    if timeout(longest + DRAIN, &mut serving).await.is_err() {
         warn!("requests under way did not finish in time");
         serving.abort();
     }

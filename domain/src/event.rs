@@ -109,19 +109,13 @@ fn decode_payload<E: DeserializeOwned>(
     event_version: &str,
     payload: &str,
 ) -> Result<E, DecodeError> {
-    let newest = upcast::newest_version(event_type);
-    let decoded = if event_version == newest {
+    upcast::check_known(event_type, event_version)?;
+    let decoded = if event_version == upcast::newest_version(event_type) {
         serde_json::from_str(payload)
-    } else if upcast::can_upcast(event_type, event_version) {
+    } else {
         serde_json::from_str(payload)
             .map(|value| upcast::upcast(event_type, event_version, value))
             .and_then(serde_json::from_value)
-    } else {
-        return Err(DecodeError::UnknownVersion {
-            event_type: event_type.to_owned(),
-            event_version: event_version.to_owned(),
-            newest,
-        });
     };
     // serde's own message may quote the value.
     decoded.map_err(|error: serde_json::Error| DecodeError::BadPayload {

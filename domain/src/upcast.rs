@@ -7,6 +7,8 @@
 use cqrs_es::persist::{EventUpcaster, SerializedEvent};
 use serde_json::Value;
 
+use crate::event::DecodeError;
+
 /// One step from one version of an event's payload to the next.
 struct Upcaster {
     event_type: &'static str,
@@ -25,8 +27,21 @@ pub fn newest_version(event_type: &str) -> &'static str {
 }
 
 /// Says whether a payload of this version can be lifted to today's shape.
-pub fn can_upcast(event_type: &str, event_version: &str) -> bool {
+fn can_upcast(event_type: &str, event_version: &str) -> bool {
     UPCASTERS.iter().any(|step| step.event_type == event_type && step.from_version == event_version)
+}
+
+/// Checks that an event of this type and version can be read, as it is or lifted.
+pub fn check_known(event_type: &str, event_version: &str) -> Result<(), DecodeError> {
+    let newest = newest_version(event_type);
+    if event_version == newest || can_upcast(event_type, event_version) {
+        return Ok(());
+    }
+    Err(DecodeError::UnknownVersion {
+        event_type: event_type.to_owned(),
+        event_version: event_version.to_owned(),
+        newest,
+    })
 }
 
 /// Lifts `payload` step by step to today's shape.

@@ -6,6 +6,7 @@
 //! as a duplicate. (Merely looking could miss an append that is still committing.)
 
 use std::collections::HashSet;
+use std::io;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgRow};
@@ -181,11 +182,12 @@ impl AppendTask {
     /// Appends a group and answers its appends. A group that fails on its data is halved, down to the one
     /// append at fault: it never fails its neighbours.
     async fn append_group(&mut self, group: Vec<Waiting>) {
+        let mut sent = false;
         let mut halves = vec![group];
         while let Some(mut group) = halves.pop() {
             let appends = group.iter().map(|waiting| &waiting.append).collect::<Vec<_>>();
             metrics::histogram!("minutebook_append_group_size").record(appends.len() as f64);
-            match self.call_until_settled(&appends).await {
+            match self.call_until_settled(&appends, &mut sent).await {
                 Ok(outcomes) => {
                     for (waiting, outcome) in group.into_iter().zip(outcomes) {
                         count(&outcome);
@@ -208,21 +210,29 @@ impl AppendTask {
     }
 
     /// Calls the database, again after a lost connection, until it answers or too much time has passed.
-    async fn call_until_settled(&mut self, appends: &[&Append]) -> Result<Vec<Outcome>, AppendError> {
+    /// `sent` becomes true when an append of the group may be in the log although nobody was told.
+    async fn call_until_settled(
+        &mut self,
+        appends: &[&Append],
+        sent: &mut bool,
+    ) -> Result<Vec<Outcome>, AppendError> {
         let started = Instant::now();
         let mut failures = 0;
         loop {
-            // After a failure any of them may be in the log already.
-            let fresh = failures == 0 && appends.iter().all(|append| append.request_hmac.is_empty());
+            let fresh = !*sent && appends.iter().all(|append| append.request_hmac.is_empty());
             let error = match timeout(CALL, self.call(appends, fresh)).await {
                 Ok(Ok(outcomes)) => return Ok(outcomes),
                 Ok(Err(error)) => error,
-                Err(_) => sqlx::Error::PoolTimedOut,
+                Err(_) => sqlx::Error::Io(io::ErrorKind::TimedOut.into()),
             };
-            if !is_transient(&error) {
+            if is_about_data(&error) {
                 return Err(refusal(&error));
             }
             self.connection = None;
+            *sent = true;
+            if !is_transient(&error) {
+                return Err(AppendError::Unavailable(error.to_string()));
+            }
             failures += 1;
             metrics::counter!("minutebook_append_retries_total").increment(1);
             if failures == 1 {
@@ -247,7 +257,7 @@ impl AppendTask {
             Outcome::Conflict { .. } => None,
         });
         if let Some(newest) = newest.max() {
-            self.head.advance(newest);
+            self.head.advance_by_append(newest);
         }
         Ok(outcomes)
     }
@@ -375,6 +385,13 @@ fn outcome(row: &PgRow) -> Result<Outcome, sqlx::Error> {
         "conflict" => Ok(Outcome::Conflict { actual_version: version }),
         other => Err(sqlx::Error::Protocol(format!("log.append answered {other:?}"))),
     }
+}
+
+/// Says whether the database refuses what was sent: data exceptions, violated constraints, limits exceeded.
+/// Then nothing of the group was appended.
+fn is_about_data(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
 }
 
 /// The database's own words may quote the data: only the code and a constraint's name go on.

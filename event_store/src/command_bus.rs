@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use cqrs_es::event_sink::EventSink;
 use cqrs_es::persist::PersistedEventStore;
 use cqrs_es::{Aggregate, AggregateError, DomainEvent, EventStore as _};
+use domain::event::DecodeError;
 use domain::meeting::Meeting;
 use domain::profile::Profile;
 use lru::LruCache;
@@ -216,13 +217,17 @@ where
     }
 }
 
-/// postgres-es hands the database's error on in a box.
+/// postgres-es hands the database's error on in a box. Of an event that does not decode nothing goes on:
+/// serde quotes what it did not expect, which may be personal.
 fn load_error<E: std::error::Error + 'static>(
     source: Box<dyn std::error::Error + Send + Sync>,
 ) -> CommandError<E> {
     match source.downcast::<sqlx::Error>() {
         Ok(source) => CommandError::Database { phase: "loading an aggregate", source: *source },
-        Err(source) => CommandError::Load(source),
+        Err(source) => match source.downcast::<DecodeError>() {
+            Ok(source) => CommandError::Load(source),
+            Err(_) => CommandError::Load("an event of it does not decode".into()),
+        },
     }
 }
 

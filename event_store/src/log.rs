@@ -129,7 +129,7 @@ pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<
         expected += 1;
         bytes += event.payload.len();
         events.push(event);
-        // Rows are taken from the connection as they come; the rest stays unread.
+        // Rows are taken from the connection as they come; the rest is passed over, not kept.
         if bytes >= limits.bytes {
             break;
         }
@@ -137,33 +137,38 @@ pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<
     Ok(events)
 }
 
-/// Reads the events of one aggregate after `after_sequence` that lie at or before position `until`, in
-/// order, at most `limit`.
+/// Reads the events of one aggregate after `after_sequence`, in order, at most one batch; says whether more
+/// follow.
 pub async fn read_aggregate(
-    executor: impl PgExecutor<'_>,
+    pool: &PgPool,
     aggregate_type: &str,
     aggregate_id: Uuid,
     after_sequence: i64,
-    until: i64,
-    limit: i64,
-) -> Result<Vec<StoredEvent>, sqlx::Error> {
-    sqlx::query(
+    limits: BatchLimits,
+) -> Result<(Vec<StoredEvent>, bool), sqlx::Error> {
+    let mut rows = sqlx::query(
         "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence,
                 event_type, event_version, payload::text AS payload, metadata::text AS metadata
            FROM log.events
-          WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence > $3 AND position <= $4
-          ORDER BY sequence LIMIT $5",
+          WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence > $3
+          ORDER BY sequence LIMIT $4",
     )
     .bind(aggregate_type)
     .bind(aggregate_id.to_string())
     .bind(after_sequence)
-    .bind(until)
-    .bind(limit)
-    .fetch_all(executor)
-    .await?
-    .iter()
-    .map(stored_event)
-    .collect()
+    .bind(i64::try_from(limits.events).unwrap_or(i64::MAX).saturating_add(1))
+    .fetch(pool);
+    let mut events = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = rows.try_next().await? {
+        if events.len() == limits.events || bytes >= limits.bytes {
+            return Ok((events, true));
+        }
+        let event = stored_event(&row)?;
+        bytes += event.payload.len();
+        events.push(event);
+    }
+    Ok((events, false))
 }
 
 fn stored_event(row: &sqlx::postgres::PgRow) -> Result<StoredEvent, sqlx::Error> {

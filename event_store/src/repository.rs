@@ -30,6 +30,15 @@ impl LogRepository {
     }
 }
 
+/// cqrs-es would read an event of a newer version as one of today's, if it happened to fit.
+fn known(events: Vec<SerializedEvent>) -> Result<Vec<SerializedEvent>, PersistenceError> {
+    for event in &events {
+        domain::upcast::check_known(&event.event_type, &event.event_version)
+            .map_err(|error| PersistenceError::UnknownError(Box::new(error)))?;
+    }
+    Ok(events)
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("{0} are not used here")]
 struct Unsupported(&'static str);
@@ -42,7 +51,7 @@ impl From<Unsupported> for PersistenceError {
 
 impl PersistedEventRepository for LogRepository {
     async fn get_events<A: Aggregate>(&self, id: &str) -> Result<Vec<SerializedEvent>, PersistenceError> {
-        self.loading.get_events::<A>(id).await
+        known(self.loading.get_events::<A>(id).await?)
     }
 
     async fn get_last_events<A: Aggregate>(
@@ -50,7 +59,7 @@ impl PersistedEventRepository for LogRepository {
         id: &str,
         last_sequence: usize,
     ) -> Result<Vec<SerializedEvent>, PersistenceError> {
-        self.loading.get_last_events::<A>(id, last_sequence).await
+        known(self.loading.get_last_events::<A>(id, last_sequence).await?)
     }
 
     async fn get_snapshot<A: Aggregate>(

@@ -26,6 +26,8 @@ const NOTIFY_EVERY: Duration = Duration::from_millis(20);
 #[derive(Clone)]
 pub struct Head {
     sender: watch::Sender<i64>,
+    /// The highest position that this process appended: what other processes are told.
+    appended: watch::Sender<i64>,
 }
 
 impl Head {
@@ -35,9 +37,10 @@ impl Head {
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, sqlx::Error> {
-        let head = Self { sender: watch::Sender::new(log::head(&pool).await?) };
+        let head =
+            Self { sender: watch::Sender::new(log::head(&pool).await?), appended: watch::Sender::new(0) };
         tasks.spawn(shutdown.clone().run_until_cancelled_owned(listen(pool.clone(), head.clone())));
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(notify(pool, head.sender.subscribe())));
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(notify(pool, head.appended.subscribe())));
         Ok(head)
     }
 
@@ -51,8 +54,14 @@ impl Head {
         self.sender.subscribe()
     }
 
+    /// Takes note that `position` is committed, by this process.
+    pub(crate) fn advance_by_append(&self, position: i64) {
+        self.advance(position);
+        self.appended.send_replace(position);
+    }
+
     /// Takes note that `position` is committed.
-    pub(crate) fn advance(&self, position: i64) {
+    fn advance(&self, position: i64) {
         self.sender.send_if_modified(|known| {
             let newer = position > *known;
             *known = position.max(*known);

@@ -50,7 +50,14 @@ pub async fn wait_for(
         Projection::Standby | Projection::Stopped { .. } => false,
     };
     loop {
-        if shows(&local.borrow_and_update()) || checkpoint::read(pool).await?.position >= position {
+        if shows(&local.borrow_and_update()) {
+            return Ok(true);
+        }
+        // Whoever projects here knows best; only at the end it is asked whether another one took over.
+        let projects_here = matches!(&*local.borrow(), Projection::Active { .. });
+        if (!projects_here || Instant::now() >= deadline)
+            && checkpoint::read(pool).await?.position >= position
+        {
             return Ok(true);
         }
         // A stopped projector does not come any further.
@@ -60,7 +67,7 @@ pub async fn wait_for(
             return Ok(false);
         }
         // The projector of this process says so at once; that of another one has to be asked.
-        let next = deadline.min(now + POLL);
+        let next = if projects_here { deadline } else { deadline.min(now + POLL) };
         if !matches!(timeout_at(next, local.changed()).await, Ok(Ok(()))) {
             sleep_until(next).await;
         }

@@ -39,6 +39,8 @@ const CACHED_ROWS: usize = 64;
 const STANDBY: Duration = Duration::from_millis(500);
 /// How often a stopped projector tries the event again, at which it stopped.
 const STOPPED: Duration = Duration::from_secs(10);
+/// How long connecting, and reading one batch, may take.
+const READ: Duration = Duration::from_secs(60);
 /// How long one batch may take.
 const WRITE: Duration = Duration::from_secs(60);
 
@@ -144,8 +146,9 @@ async fn lead(
 ) -> Result<std::convert::Infallible, ProjectError> {
     let at_start = |phase| move |source| ProjectError::Database { phase, position: 0, source };
     let options = store.pool().connect_options();
+    let connecting = timeout(READ, PgConnection::connect_with(&options)).await;
     let mut connection =
-        PgConnection::connect_with(&options).await.map_err(at_start("connecting the projector"))?;
+        connecting.unwrap_or_else(|_| Err(timed_out())).map_err(at_start("connecting the projector"))?;
     loop {
         let leads: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088003)")
             .fetch_one(&mut connection)
@@ -182,6 +185,10 @@ async fn lead(
     Err(ProjectError::ReaderGone)
 }
 
+fn timed_out() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
 /// Reads and decodes batches from after `position` on, as they come, at most one ahead of the writer.
 async fn read_ahead(
     store: EventStore,
@@ -192,9 +199,10 @@ async fn read_ahead(
     loop {
         // Marked as seen before reading: an append that comes while we read wakes us again.
         head.mark_unchanged();
-        let (batch, error) = match log::read(store.pool(), position, BATCH).await {
-            Ok(stored) => decode(&stored),
-            Err(error) => (vec![], Some(error)),
+        let (batch, error) = match timeout(READ, log::read(store.pool(), position, BATCH)).await {
+            Ok(Ok(stored)) => decode(&stored),
+            Ok(Err(error)) => (vec![], Some(error)),
+            Err(_) => (vec![], Some(LogError::Database { after: position, source: timed_out() })),
         };
         let caught_up = batch.is_empty();
         if let Some(last) = batch.last() {
@@ -448,7 +456,17 @@ impl<'a> Changes<'a> {
                 }
             }
         }
+        changes.sort();
         changes
+    }
+
+    /// In the order of their keys rows go into neighbouring places of the indexes.
+    fn sort(&mut self) {
+        self.files.upserts.sort_unstable_by_key(|row| row.id);
+        self.meetings.upserts.sort_unstable_by_key(|row| row.id);
+        self.speakers.upserts.sort_unstable_by_key(|row| row.id);
+        self.artifacts.upserts.sort_unstable_by_key(|row| row.id);
+        self.profiles.upserts.sort_unstable_by_key(|row| row.id);
     }
 
     fn add_meeting(&mut self, before: &MeetingRows, after: &'a MeetingRows) {

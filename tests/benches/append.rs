@@ -27,15 +27,11 @@ async fn main() {
     let baseline = Baseline::create(&cluster, &database, &samples).await;
 
     println!("clients  baseline/s    log/s   ratio  (medians of {rounds} rounds of {duration:?})  flush");
-    for clients in std::env::var("CLIENTS").map_or(vec![1, 32, 128], |c| vec![c.parse().unwrap()]) {
+    for clients in [1, 32, 128] {
         let (mut ours, mut theirs, mut ratios) = (vec![], vec![], vec![]);
         let mut flushes = vec![];
         for _ in 0..rounds {
-            let base = if std::env::var_os("LOG_ONLY").is_some() {
-                1.0
-            } else {
-                baseline.run(clients, duration).await
-            };
+            let base = baseline.run(clients, duration).await;
             let log = append(&database, clients, duration, &mut source).await;
             theirs.push(base);
             ours.push(log);

@@ -12,7 +12,7 @@ use domain::speaker::{Cluster, ClusterId, Diarization, Segment};
 use domain::text::{Language, Reason, Stage, WorkerId};
 use domain::{Timestamp, ValueError};
 use event_store::command_bus::Context;
-use event_store::log;
+use event_store::log::{self, BatchLimits};
 use projections::queries::{self, MeetingDetails, MeetingFilter, MeetingSummary};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -462,7 +462,7 @@ struct MeetingEventView {
     #[schema(example = "MeetingRegistered")]
     event_type: String,
     /// The version of its shape.
-    #[schema(example = 8)]
+    #[schema(example = "1")]
     version: String,
     /// What happened.
     #[schema(value_type = Object, example = json!({"LanguageDetected": {"attempt": 1, "language": "en-GB"}}))]
@@ -486,6 +486,9 @@ struct EventsQuery {
     limit: Limit,
 }
 
+/// The bytes of payload after which a page takes no further event.
+const EVENTS_BYTES: usize = 4 * 1024 * 1024;
+
 /// Show a meeting's history
 #[utoipa::path(get, operation_id = "listMeetingEvents", path = "/v1/meetings/{id}/events", tag = "meetings",
     params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
@@ -496,10 +499,10 @@ async fn events(
     QueryOf(query): QueryOf<EventsQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<MeetingEventView>>, Problem> {
-    let limit = query.limit.get();
     let after = i64::from(query.cursor);
     let pool = state.book.pool();
-    let stored = log::read_aggregate(pool, "meeting", id.as_uuid(), after, i64::MAX, limit + 1).await?;
+    let limits = BatchLimits { events: usize::from(query.limit), bytes: EVENTS_BYTES };
+    let (stored, more) = log::read_aggregate(pool, "meeting", id.as_uuid(), after, limits).await?;
     if stored.is_empty() && log::version_at(pool, "meeting", id.as_uuid(), i64::MAX).await? == 0 {
         return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
     }
@@ -516,5 +519,6 @@ async fn events(
     };
     let events = stored.into_iter().map(view).collect::<Result<Vec<_>, serde_json::Error>>();
     let events = events.map_err(|error| Problem::internal(&error))?;
-    Ok(Json(Page::of(events, limit, |event| event.sequence.to_string())))
+    let next_cursor = events.last().filter(|_| more).map(|last| last.sequence.to_string());
+    Ok(Json(Page { items: events, next_cursor }))
 }

@@ -73,11 +73,14 @@ pub fn decide(profile: &Profile, command: &ProfileCommand) -> Result<Vec<Profile
                 None => Ok(vec![ProfileEvent::VoiceEnrolled { sample_id, voice, source, enrolled_at: at }]),
             }
         }
-        (Profile::Active { samples, .. }, ProfileCommand::RemoveVoice { sample_id }) => {
-            if !samples.contains_key(&sample_id) {
-                return Err(ProfileError::UnknownSample);
+        (Profile::Active { samples, removed, .. }, ProfileCommand::RemoveVoice { sample_id }) => {
+            if samples.contains_key(&sample_id) {
+                Ok(vec![ProfileEvent::VoiceRemoved { sample_id }])
+            } else if removed.contains(&sample_id) {
+                Ok(vec![])
+            } else {
+                Err(ProfileError::UnknownSample)
             }
-            Ok(vec![ProfileEvent::VoiceRemoved { sample_id }])
         }
         (Profile::Active { .. }, ProfileCommand::Erase { at }) => {
             Ok(vec![ProfileEvent::ProfileErased { erased_at: at }])

@@ -1,6 +1,6 @@
 //! What a profile's events add up to. Vectors stay in the log; of each a digest is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub enum Profile {
         display_name: DisplayName,
         /// The samples of the person's voice, each with its digest.
         samples: BTreeMap<SampleId, Digest>,
+        /// The samples that were taken away.
+        removed: BTreeSet<SampleId>,
     },
     /// Forgotten, for good.
     Erased,
@@ -30,7 +32,11 @@ pub enum Profile {
 pub fn evolve(profile: &mut Profile, event: &ProfileEvent) {
     match (event, &mut *profile) {
         (ProfileEvent::ProfileCreated { display_name, .. }, Profile::Unknown) => {
-            *profile = Profile::Active { display_name: display_name.clone(), samples: BTreeMap::new() };
+            *profile = Profile::Active {
+                display_name: display_name.clone(),
+                samples: BTreeMap::new(),
+                removed: BTreeSet::new(),
+            };
         }
         (ProfileEvent::ProfileRenamed { display_name: new }, Profile::Active { display_name, .. }) => {
             *display_name = new.clone();
@@ -38,8 +44,9 @@ pub fn evolve(profile: &mut Profile, event: &ProfileEvent) {
         (ProfileEvent::VoiceEnrolled { sample_id, voice, .. }, Profile::Active { samples, .. }) => {
             samples.insert(*sample_id, Digest::of(voice));
         }
-        (ProfileEvent::VoiceRemoved { sample_id }, Profile::Active { samples, .. }) => {
+        (ProfileEvent::VoiceRemoved { sample_id }, Profile::Active { samples, removed, .. }) => {
             samples.remove(sample_id);
+            removed.insert(*sample_id);
         }
         (ProfileEvent::ProfileErased { .. }, _) => *profile = Profile::Erased,
         (

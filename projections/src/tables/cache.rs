@@ -19,6 +19,12 @@ pub struct CacheWrite {
 
 /// Carries out those of `writes` that no later event has overtaken. A key comes once.
 pub async fn write(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(), sqlx::Error> {
+    let (kept, removed): (Vec<_>, Vec<_>) = writes.iter().partition(|write| write.entry.is_some());
+    remove(connection, &removed).await?;
+    keep(connection, &kept).await
+}
+
+async fn keep(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(), sqlx::Error> {
     if writes.is_empty() {
         return Ok(());
     }
@@ -32,19 +38,36 @@ pub async fn write(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Res
              ON CONFLICT (key) DO UPDATE SET position = excluded.position
                  WHERE cache_origin.position < excluded.position
              RETURNING key
-         ), removed AS (
-             DELETE FROM cache USING new, won
-              WHERE cache.key = won.key AND new.key = won.key AND new.value IS NULL
          )
          INSERT INTO cache (key, value, ttl)
          SELECT new.key, new.value, new.ttl FROM new JOIN won ON won.key = new.key
-          WHERE new.value IS NOT NULL
          ON CONFLICT (key) DO UPDATE SET value = excluded.value, ttl = excluded.ttl",
     )
     .bind(column!(writes, write => write.key.as_str()))
     .bind(column!(writes, write => write.position))
     .bind(column!(writes, write => write.entry.as_ref().map(|(value, _)| value.as_str())))
     .bind(column!(writes, write => write.entry.as_ref().and_then(|(_, ttl)| *ttl)))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn remove(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(), sqlx::Error> {
+    if writes.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "WITH won AS (
+             INSERT INTO cache_origin (key, position)
+             SELECT key, position FROM UNNEST ($1::text[], $2::bigint[]) AS removed (key, position)
+             ON CONFLICT (key) DO UPDATE SET position = excluded.position
+                 WHERE cache_origin.position < excluded.position
+             RETURNING key
+         )
+         DELETE FROM cache USING won WHERE cache.key = won.key",
+    )
+    .bind(column!(writes, write => write.key.as_str()))
+    .bind(column!(writes, write => write.position))
     .execute(connection)
     .await?;
     Ok(())
