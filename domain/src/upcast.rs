@@ -1,7 +1,7 @@
 //! Old versions of events, lifted to today's shape when they are read. The log is never rewritten.
 //!
-//! To change an event: give it the next version in its `version()`, add an [`Upcaster`] from the version
-//! before to [`UPCASTERS`], and a file of the new version to `fixtures/events` (the old one stays, and
+//! To change an event: give it the next version in its `version()`, add an `Upcaster` from the version
+//! before to `UPCASTERS`, and a file of the new version to `fixtures/events` (the old one stays, and
 //! must decode for ever).
 
 use cqrs_es::persist::{EventUpcaster, SerializedEvent};
