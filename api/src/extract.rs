@@ -146,10 +146,13 @@ fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
         mime.type_() == mime::APPLICATION
             && (mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))
     };
-    if media_type.as_ref().is_some_and(json) {
+    let utf_8 =
+        |mime: &mime::Mime| mime.get_param(mime::CHARSET).is_none_or(|charset| charset == mime::UTF_8);
+    let encoded = headers.contains_key(header::CONTENT_ENCODING);
+    if !encoded && media_type.as_ref().is_some_and(|mime| json(mime) && utf_8(mime)) {
         return Ok(());
     }
-    let detail = "the body must be JSON, and say so: Content-Type: application/json";
+    let detail = "the body must be JSON in UTF-8, not compressed, and say so: Content-Type: application/json";
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail))
 }
 

@@ -124,6 +124,10 @@ fn find_files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         let metadata = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if !metadata.is_dir() {
+            // Opening a pipe would wait for ever.
+            anyhow::ensure!(metadata.is_file(), "{} is neither a file nor a directory", path.display());
+        }
         if metadata.is_dir() {
             let before = files.len();
             find_in(path, &mut files)?;
@@ -145,7 +149,7 @@ fn find_in(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
         // A link is not followed into a directory: it might lead back here.
         if entry.file_type()?.is_dir() {
             find_in(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "rttm") {
+        } else if path.is_file() && path.extension().is_some_and(|extension| extension == "rttm") {
             files.push(path);
         }
     }

@@ -10,6 +10,10 @@ use crate::text::{check, text_type};
 /// The most bytes that an artifact's `meta` has as JSON.
 pub const MAX_META_BYTES: usize = 16 * 1024;
 
+/// The most levels that an artifact's `meta` has. Far below the 128 at which serde_json stops reading: an
+/// event wraps the meta in levels of its own, and must always decode.
+pub const MAX_META_DEPTH: usize = 32;
+
 /// What kind of document an artifact is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ArtifactType {
@@ -77,6 +81,9 @@ impl TryFrom<Value> for Meta {
         if value.to_string().len() > MAX_META_BYTES {
             return Err(ValueError::new("meta", "must be at most 16 KiB of JSON"));
         }
+        if depth(&value) > MAX_META_DEPTH {
+            return Err(ValueError::new("meta", "must be nested at most 32 levels deep"));
+        }
         if has_nul(&value) {
             return Err(ValueError::new("meta", "must not hold a NUL character"));
         }
@@ -87,6 +94,15 @@ impl TryFrom<Value> for Meta {
 impl From<Meta> for Value {
     fn from(meta: Meta) -> Self {
         meta.0
+    }
+}
+
+/// Recursion is bounded: serde_json parses no deeper than 128 levels.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+        Value::Array(values) => 1 + values.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
     }
 }
 
@@ -151,6 +167,14 @@ mod tests {
         {
             assert!(text.parse::<S3Key>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn meta_is_nested_no_deeper_than_its_events_can_be_read() {
+        let nested =
+            |levels| (1..levels).fold(serde_json::json!({}), |inner, _| serde_json::json!({"a": inner}));
+        assert!(Meta::try_from(nested(MAX_META_DEPTH)).is_ok());
+        assert!(Meta::try_from(nested(MAX_META_DEPTH + 1)).is_err());
     }
 
     #[test]
