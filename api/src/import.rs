@@ -149,7 +149,7 @@ fn find_in(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
         // A link is not followed into a directory: it might lead back here.
         if entry.file_type()?.is_dir() {
             find_in(&path, files)?;
-        } else if path.is_file() && path.extension().is_some_and(|extension| extension == "rttm") {
+        } else if path.extension().is_some_and(|extension| extension == "rttm") {
             files.push(path);
         }
     }

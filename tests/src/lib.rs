@@ -40,15 +40,20 @@ pub fn minutebook() -> PathBuf {
 pub fn real_data(test: &str) -> Option<PathBuf> {
     let dir = std::env::var_os(REAL_DATA).map(PathBuf::from).filter(|dir| dir.is_dir());
     if dir.is_none() {
-        let line = format!("LEFT OUT: {test} needs the real data, and {REAL_DATA} names no directory\n");
-        // Not by way of `eprintln!`: the test runner would swallow it.
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-        if let Some(path) = std::env::var_os(LEFT_OUT) {
-            let mut list = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-            list.write_all(line.as_bytes()).unwrap();
-        }
+        left_out(&format!("{test} needs the real data, and {REAL_DATA} names no directory"));
     }
     dir
+}
+
+/// Says loudly that a test was left out, and why.
+pub fn left_out(why: &str) {
+    let line = format!("LEFT OUT: {why}\n");
+    // Not by way of `eprintln!`: the test runner would swallow it.
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    if let Some(path) = std::env::var_os(LEFT_OUT) {
+        let mut list = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        list.write_all(line.as_bytes()).unwrap();
+    }
 }
 
 /// Returns the URL of the tests' PostgreSQL.

@@ -68,6 +68,10 @@ pub enum RttmError {
 pub fn read(path: &Path) -> Result<Vec<Recording>, RttmError> {
     let file = path.display().to_string();
     let io = |source| RttmError::Io { file: file.clone(), source };
+    // Opening a pipe would wait for ever.
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        return Err(RttmError::File { file, problem: "it is no regular file".to_owned() });
+    }
     let reader = BufReader::new(fs::File::open(path).map_err(io)?);
     parse(reader, &file)
 }
