@@ -137,6 +137,57 @@ pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<
     Ok(events)
 }
 
+/// Reads and decodes the events after position `after`, in order, at most one batch, up to the first that
+/// cannot be read: then the error comes beside those before it. What is not needed to fold (the metadata)
+/// is not read.
+pub async fn read_recorded(
+    pool: &PgPool,
+    after: i64,
+    limits: BatchLimits,
+) -> (Vec<Recorded>, Option<LogError>) {
+    let mut events = Vec::new();
+    let error = read_into(pool, after, limits, &mut events).await.err();
+    (events, error)
+}
+
+async fn read_into(
+    pool: &PgPool,
+    after: i64,
+    limits: BatchLimits,
+    events: &mut Vec<Recorded>,
+) -> Result<(), LogError> {
+    let failed = |source| LogError::Database { after, source };
+    let mut rows = sqlx::query(
+        "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
+                payload::text AS payload
+           FROM log.events WHERE position > $1 ORDER BY position LIMIT $2",
+    )
+    .bind(after)
+    .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
+    .fetch(pool);
+    let mut bytes = 0;
+    let mut expected = after + 1;
+    while let Some(row) = rows.try_next().await.map_err(failed)? {
+        let position = row.try_get(0).map_err(failed)?;
+        if position != expected {
+            return Err(LogError::Hole { missing: expected, found: position });
+        }
+        expected += 1;
+        let text = |column: usize| row.try_get::<&str, _>(column).map_err(failed);
+        let payload = text(7)?;
+        let event = Event::decode(text(3)?, text(4)?, text(5)?, text(6)?, payload)
+            .map_err(|source| LogError::Decode { position, source })?;
+        let recorded_at = row.try_get(1).map_err(failed)?;
+        let sequence = row.try_get(2).map_err(failed)?;
+        events.push(Recorded { position, recorded_at, sequence, event });
+        bytes += payload.len();
+        if bytes >= limits.bytes {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Reads the events of one aggregate after `after_sequence`, in order, at most one batch; says whether more
 /// follow.
 pub async fn read_aggregate(

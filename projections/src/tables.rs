@@ -9,6 +9,43 @@ pub mod meetings;
 pub mod speakers;
 pub mod user_profiles;
 
+use sqlx::error::BoxDynError;
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments, Encode, PgConnection, Postgres, Type};
+
+/// A statement with its values, encoded: whoever executes it has nothing left to work out.
+pub struct Statement {
+    sql: &'static str,
+    arguments: Result<PgArguments, BoxDynError>,
+}
+
+impl Statement {
+    fn new(sql: &'static str) -> Self {
+        Self { sql, arguments: Ok(PgArguments::default()) }
+    }
+
+    fn bind<'a, T: 'a + Encode<'a, Postgres> + Type<Postgres>>(mut self, value: T) -> Self {
+        if let Ok(arguments) = &mut self.arguments
+            && let Err(error) = arguments.add(value)
+        {
+            self.arguments = Err(error);
+        }
+        self
+    }
+
+    /// Executes it.
+    pub async fn execute(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let arguments = self.arguments.map_err(sqlx::Error::Encode)?;
+        sqlx::query_with(self.sql, arguments).execute(connection).await?;
+        Ok(())
+    }
+}
+
+/// Returns the statement that deletes the rows with these ids, if there are any.
+fn delete(sql: &'static str, ids: &[uuid::Uuid]) -> Option<Statement> {
+    (!ids.is_empty()).then(|| Statement::new(sql).bind(ids))
+}
+
 /// Turns rows into the columns that `UNNEST` takes.
 macro_rules! column {
     ($rows:expr, $row:ident => $value:expr) => {

@@ -251,8 +251,9 @@ async fn a_projector_overtaken_behind_its_back_writes_nothing_and_recovers() {
     let Rows::Meeting(rows) = rows else { panic!("it is a meeting") };
     // What the other wrote can be told from what the projector would have written.
     let file = files::FileRow { mime: Some("audio/other".to_owned()), ..rows.file.unwrap() };
-    files::upsert(&mut other, &[&file]).await.unwrap();
-    meetings::upsert(&mut other, &[rows.meeting.as_ref().unwrap()]).await.unwrap();
+    files::update(&[&file]).unwrap().execute(&mut other).await.unwrap();
+    let updated = meetings::update(&[rows.meeting.as_ref().unwrap()]);
+    updated.unwrap().execute(&mut other).await.unwrap();
     assert!(checkpoint::advance(&mut other, held, 2).await.unwrap());
     other.commit().await.unwrap();
 

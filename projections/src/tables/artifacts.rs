@@ -5,7 +5,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::column;
+use super::{Statement, column};
 
 /// A row of `artifacts`.
 #[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
@@ -36,34 +36,46 @@ pub async fn of_meetings(
         .await
 }
 
-/// Inserts the rows, or puts them in the place of those with the same id.
-pub async fn upsert(connection: &mut PgConnection, rows: &[&ArtifactRow]) -> Result<(), sqlx::Error> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
+/// The statement; where the rows may be in the table, with what to do then appended.
+macro_rules! insert {
+    () => {
         "INSERT INTO artifacts (id, meeting_id, type, s3_key, meta)
          SELECT id, meeting_id, type, s3_key, meta
            FROM UNNEST ($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::jsonb[])
-             AS new (id, meeting_id, type, s3_key, meta)
-         ON CONFLICT (id) DO UPDATE SET
+             AS new (id, meeting_id, type, s3_key, meta)"
+    };
+}
+
+/// Inserts rows that the table does not have.
+pub fn insert(rows: &[&ArtifactRow]) -> Option<Statement> {
+    statement(insert!(), rows)
+}
+
+/// Puts rows in the place of those with the same id.
+pub fn update(rows: &[&ArtifactRow]) -> Option<Statement> {
+    let update = concat!(
+        insert!(),
+        " ON CONFLICT (id) DO UPDATE SET
              meeting_id = excluded.meeting_id, type = excluded.type, s3_key = excluded.s3_key,
              meta = excluded.meta",
-    )
-    .bind(column!(rows, row => row.id))
-    .bind(column!(rows, row => row.meeting_id))
-    .bind(column!(rows, row => row.artifact_type.as_str()))
-    .bind(column!(rows, row => row.s3_key.as_deref()))
-    .bind(column!(rows, row => row.meta.as_ref()))
-    .execute(connection)
-    .await?;
-    Ok(())
+    );
+    statement(update, rows)
+}
+
+fn statement(sql: &'static str, rows: &[&ArtifactRow]) -> Option<Statement> {
+    if rows.is_empty() {
+        return None;
+    }
+    let statement = Statement::new(sql)
+        .bind(column!(rows, row => row.id))
+        .bind(column!(rows, row => row.meeting_id))
+        .bind(column!(rows, row => row.artifact_type.as_str()))
+        .bind(column!(rows, row => row.s3_key.as_deref()))
+        .bind(column!(rows, row => row.meta.as_ref()));
+    Some(statement)
 }
 
 /// Deletes the rows with these ids.
-pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
-    if !ids.is_empty() {
-        sqlx::query("DELETE FROM artifacts WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
-    }
-    Ok(())
+pub fn delete(ids: &[Uuid]) -> Option<Statement> {
+    super::delete("DELETE FROM artifacts WHERE id = ANY ($1)", ids)
 }

@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::column;
+use super::{Statement, column};
 
 /// What an event wrote under a key.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,17 +18,16 @@ pub struct CacheWrite {
 }
 
 /// Carries out those of `writes` that no later event has overtaken. A key comes once.
-pub async fn write(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(), sqlx::Error> {
+pub fn write(writes: &[&CacheWrite]) -> [Option<Statement>; 2] {
     let (kept, removed): (Vec<_>, Vec<_>) = writes.iter().partition(|write| write.entry.is_some());
-    remove(connection, &removed).await?;
-    keep(connection, &kept).await
+    [remove(&removed), keep(&kept)]
 }
 
-async fn keep(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(), sqlx::Error> {
+fn keep(writes: &[&CacheWrite]) -> Option<Statement> {
     if writes.is_empty() {
-        return Ok(());
+        return None;
     }
-    sqlx::query(
+    let statement = Statement::new(
         "WITH new AS MATERIALIZED (
              SELECT key, position, value, ttl
                FROM UNNEST ($1::text[], $2::bigint[], $3::text[], $4::timestamptz[])
@@ -46,17 +45,15 @@ async fn keep(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(
     .bind(column!(writes, write => write.key.as_str()))
     .bind(column!(writes, write => write.position))
     .bind(column!(writes, write => write.entry.as_ref().map(|(value, _)| value.as_str())))
-    .bind(column!(writes, write => write.entry.as_ref().and_then(|(_, ttl)| *ttl)))
-    .execute(connection)
-    .await?;
-    Ok(())
+    .bind(column!(writes, write => write.entry.as_ref().and_then(|(_, ttl)| *ttl)));
+    Some(statement)
 }
 
-async fn remove(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result<(), sqlx::Error> {
+fn remove(writes: &[&CacheWrite]) -> Option<Statement> {
     if writes.is_empty() {
-        return Ok(());
+        return None;
     }
-    sqlx::query(
+    let statement = Statement::new(
         "WITH won AS (
              INSERT INTO cache_origin (key, position)
              SELECT key, position FROM UNNEST ($1::text[], $2::bigint[]) AS removed (key, position)
@@ -67,10 +64,8 @@ async fn remove(connection: &mut PgConnection, writes: &[&CacheWrite]) -> Result
          DELETE FROM cache USING won WHERE cache.key = won.key",
     )
     .bind(column!(writes, write => write.key.as_str()))
-    .bind(column!(writes, write => write.position))
-    .execute(connection)
-    .await?;
-    Ok(())
+    .bind(column!(writes, write => write.position));
+    Some(statement)
 }
 
 /// Deletes at most `limit` rows that expired by `now`; returns how many.

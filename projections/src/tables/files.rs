@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::column;
+use super::{Statement, column};
 
 /// A row of `files`.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -41,39 +41,51 @@ pub async fn of_meetings(
     .await
 }
 
-/// Inserts the rows, or puts them in the place of those with the same id.
-pub async fn upsert(connection: &mut PgConnection, rows: &[&FileRow]) -> Result<(), sqlx::Error> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
+/// The statement; where the rows may be in the table, with what to do then appended.
+macro_rules! insert {
+    () => {
         "INSERT INTO files (id, sha256, content_fp, mime, duration, size, owner, created_at)
          SELECT id, sha256, content_fp, mime, duration, size, owner, created_at
            FROM UNNEST ($1::uuid[], $2::text[], $3::text[], $4::text[], $5::int[], $6::bigint[],
                         $7::uuid[], $8::timestamptz[])
-             AS new (id, sha256, content_fp, mime, duration, size, owner, created_at)
-         ON CONFLICT (id) DO UPDATE SET
+             AS new (id, sha256, content_fp, mime, duration, size, owner, created_at)"
+    };
+}
+
+/// Inserts rows that the table does not have.
+pub fn insert(rows: &[&FileRow]) -> Option<Statement> {
+    statement(insert!(), rows)
+}
+
+/// Puts rows in the place of those with the same id.
+pub fn update(rows: &[&FileRow]) -> Option<Statement> {
+    let update = concat!(
+        insert!(),
+        " ON CONFLICT (id) DO UPDATE SET
              sha256 = excluded.sha256, content_fp = excluded.content_fp, mime = excluded.mime,
              duration = excluded.duration, size = excluded.size, owner = excluded.owner,
              created_at = excluded.created_at",
-    )
-    .bind(column!(rows, row => row.id))
-    .bind(column!(rows, row => row.sha256.as_str()))
-    .bind(column!(rows, row => row.content_fp.as_deref()))
-    .bind(column!(rows, row => row.mime.as_deref()))
-    .bind(column!(rows, row => row.duration))
-    .bind(column!(rows, row => row.size))
-    .bind(column!(rows, row => row.owner))
-    .bind(column!(rows, row => row.created_at))
-    .execute(connection)
-    .await?;
-    Ok(())
+    );
+    statement(update, rows)
+}
+
+fn statement(sql: &'static str, rows: &[&FileRow]) -> Option<Statement> {
+    if rows.is_empty() {
+        return None;
+    }
+    let statement = Statement::new(sql)
+        .bind(column!(rows, row => row.id))
+        .bind(column!(rows, row => row.sha256.as_str()))
+        .bind(column!(rows, row => row.content_fp.as_deref()))
+        .bind(column!(rows, row => row.mime.as_deref()))
+        .bind(column!(rows, row => row.duration))
+        .bind(column!(rows, row => row.size))
+        .bind(column!(rows, row => row.owner))
+        .bind(column!(rows, row => row.created_at));
+    Some(statement)
 }
 
 /// Deletes the rows with these ids.
-pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
-    if !ids.is_empty() {
-        sqlx::query("DELETE FROM files WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
-    }
-    Ok(())
+pub fn delete(ids: &[Uuid]) -> Option<Statement> {
+    super::delete("DELETE FROM files WHERE id = ANY ($1)", ids)
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::column;
+use super::{Statement, column};
 
 /// A row of `meetings`.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -33,36 +33,48 @@ pub async fn load(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Mee
     .await
 }
 
-/// Inserts the rows, or puts them in the place of those with the same id.
-pub async fn upsert(connection: &mut PgConnection, rows: &[&MeetingRow]) -> Result<(), sqlx::Error> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
+/// The statement; where the rows may be in the table, with what to do then appended.
+macro_rules! insert {
+    () => {
         "INSERT INTO meetings (id, file_id, status, language, started_at, finished_at)
          SELECT id, file_id, status, language, started_at, finished_at
            FROM UNNEST ($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],
                         $6::timestamptz[])
-             AS new (id, file_id, status, language, started_at, finished_at)
-         ON CONFLICT (id) DO UPDATE SET
+             AS new (id, file_id, status, language, started_at, finished_at)"
+    };
+}
+
+/// Inserts rows that the table does not have.
+pub fn insert(rows: &[&MeetingRow]) -> Option<Statement> {
+    statement(insert!(), rows)
+}
+
+/// Puts rows in the place of those with the same id.
+pub fn update(rows: &[&MeetingRow]) -> Option<Statement> {
+    let update = concat!(
+        insert!(),
+        " ON CONFLICT (id) DO UPDATE SET
              file_id = excluded.file_id, status = excluded.status, language = excluded.language,
              started_at = excluded.started_at, finished_at = excluded.finished_at",
-    )
-    .bind(column!(rows, row => row.id))
-    .bind(column!(rows, row => row.file_id))
-    .bind(column!(rows, row => row.status.as_str()))
-    .bind(column!(rows, row => row.language.as_deref()))
-    .bind(column!(rows, row => row.started_at))
-    .bind(column!(rows, row => row.finished_at))
-    .execute(connection)
-    .await?;
-    Ok(())
+    );
+    statement(update, rows)
+}
+
+fn statement(sql: &'static str, rows: &[&MeetingRow]) -> Option<Statement> {
+    if rows.is_empty() {
+        return None;
+    }
+    let statement = Statement::new(sql)
+        .bind(column!(rows, row => row.id))
+        .bind(column!(rows, row => row.file_id))
+        .bind(column!(rows, row => row.status.as_str()))
+        .bind(column!(rows, row => row.language.as_deref()))
+        .bind(column!(rows, row => row.started_at))
+        .bind(column!(rows, row => row.finished_at));
+    Some(statement)
 }
 
 /// Deletes the rows with these ids.
-pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
-    if !ids.is_empty() {
-        sqlx::query("DELETE FROM meetings WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
-    }
-    Ok(())
+pub fn delete(ids: &[Uuid]) -> Option<Statement> {
+    super::delete("DELETE FROM meetings WHERE id = ANY ($1)", ids)
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::column;
+use super::{Statement, column};
 
 /// A row of `speakers`.
 #[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
@@ -36,34 +36,46 @@ pub async fn of_meetings(
     .await
 }
 
-/// Inserts the rows, or puts them in the place of those with the same id.
-pub async fn upsert(connection: &mut PgConnection, rows: &[&SpeakerRow]) -> Result<(), sqlx::Error> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
+/// The statement; where the rows may be in the table, with what to do then appended.
+macro_rules! insert {
+    () => {
         "INSERT INTO speakers (id, meeting_id, cluster_id, user_profile_id, confidence)
          SELECT id, meeting_id, cluster_id, user_profile_id, confidence
            FROM UNNEST ($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::float8[])
-             AS new (id, meeting_id, cluster_id, user_profile_id, confidence)
-         ON CONFLICT (id) DO UPDATE SET
+             AS new (id, meeting_id, cluster_id, user_profile_id, confidence)"
+    };
+}
+
+/// Inserts rows that the table does not have.
+pub fn insert(rows: &[&SpeakerRow]) -> Option<Statement> {
+    statement(insert!(), rows)
+}
+
+/// Puts rows in the place of those with the same id.
+pub fn update(rows: &[&SpeakerRow]) -> Option<Statement> {
+    let update = concat!(
+        insert!(),
+        " ON CONFLICT (id) DO UPDATE SET
              meeting_id = excluded.meeting_id, cluster_id = excluded.cluster_id,
              user_profile_id = excluded.user_profile_id, confidence = excluded.confidence",
-    )
-    .bind(column!(rows, row => row.id))
-    .bind(column!(rows, row => row.meeting_id))
-    .bind(column!(rows, row => row.cluster_id.as_deref()))
-    .bind(column!(rows, row => row.user_profile_id))
-    .bind(column!(rows, row => row.confidence))
-    .execute(connection)
-    .await?;
-    Ok(())
+    );
+    statement(update, rows)
+}
+
+fn statement(sql: &'static str, rows: &[&SpeakerRow]) -> Option<Statement> {
+    if rows.is_empty() {
+        return None;
+    }
+    let statement = Statement::new(sql)
+        .bind(column!(rows, row => row.id))
+        .bind(column!(rows, row => row.meeting_id))
+        .bind(column!(rows, row => row.cluster_id.as_deref()))
+        .bind(column!(rows, row => row.user_profile_id))
+        .bind(column!(rows, row => row.confidence));
+    Some(statement)
 }
 
 /// Deletes the rows with these ids.
-pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
-    if !ids.is_empty() {
-        sqlx::query("DELETE FROM speakers WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
-    }
-    Ok(())
+pub fn delete(ids: &[Uuid]) -> Option<Statement> {
+    super::delete("DELETE FROM speakers WHERE id = ANY ($1)", ids)
 }

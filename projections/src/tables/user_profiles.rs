@@ -7,7 +7,7 @@ use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use super::column;
+use super::{Statement, column};
 
 /// A row of `user_profiles`.
 #[derive(Clone, PartialEq)]
@@ -66,37 +66,49 @@ pub async fn load(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Use
         .await
 }
 
-/// Inserts the rows, or puts them in the place of those with the same id.
-pub async fn upsert(connection: &mut PgConnection, rows: &[&UserProfileRow]) -> Result<(), sqlx::Error> {
+/// The statement; where the rows may be in the table, with what to do then appended.
+macro_rules! insert {
+    () => {
+        "INSERT INTO user_profiles (id, display_name, embeddings, created_at)
+         SELECT id, display_name, embeddings, created_at
+           FROM UNNEST ($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[])
+             AS new (id, display_name, embeddings, created_at)"
+    };
+}
+
+/// Inserts rows that the table does not have.
+pub fn insert(rows: &[&UserProfileRow]) -> Option<Statement> {
+    statement(insert!(), rows)
+}
+
+/// Puts rows in the place of those with the same id.
+pub fn update(rows: &[&UserProfileRow]) -> Option<Statement> {
+    let update = concat!(
+        insert!(),
+        " ON CONFLICT (id) DO UPDATE SET
+             display_name = excluded.display_name, embeddings = excluded.embeddings,
+             created_at = excluded.created_at",
+    );
+    statement(update, rows)
+}
+
+fn statement(sql: &'static str, rows: &[&UserProfileRow]) -> Option<Statement> {
     if rows.is_empty() {
-        return Ok(());
+        return None;
     }
     let embeddings = |row: &UserProfileRow| {
         let there = !row.embeddings.is_empty();
         there.then(|| Json(row.embeddings.clone()))
     };
-    sqlx::query(
-        "INSERT INTO user_profiles (id, display_name, embeddings, created_at)
-         SELECT id, display_name, embeddings, created_at
-           FROM UNNEST ($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[])
-             AS new (id, display_name, embeddings, created_at)
-         ON CONFLICT (id) DO UPDATE SET
-             display_name = excluded.display_name, embeddings = excluded.embeddings,
-             created_at = excluded.created_at",
-    )
-    .bind(column!(rows, row => row.id))
-    .bind(column!(rows, row => row.display_name.as_str()))
-    .bind(column!(rows, row => embeddings(row)))
-    .bind(column!(rows, row => row.created_at))
-    .execute(connection)
-    .await?;
-    Ok(())
+    let statement = Statement::new(sql)
+        .bind(column!(rows, row => row.id))
+        .bind(column!(rows, row => row.display_name.as_str()))
+        .bind(column!(rows, row => embeddings(row)))
+        .bind(column!(rows, row => row.created_at));
+    Some(statement)
 }
 
 /// Deletes the rows with these ids.
-pub async fn delete(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
-    if !ids.is_empty() {
-        sqlx::query("DELETE FROM user_profiles WHERE id = ANY ($1)").bind(ids).execute(connection).await?;
-    }
-    Ok(())
+pub fn delete(ids: &[Uuid]) -> Option<Statement> {
+    super::delete("DELETE FROM user_profiles WHERE id = ANY ($1)", ids)
 }

@@ -95,7 +95,9 @@ async fn an_expired_result_is_not_found_and_then_swept_and_no_older_one_returns(
     // Whoever comes with the older result, be it late or a rebuild, finds the later one's mark.
     let entry = Some(("older".to_owned(), None));
     let write = CacheWrite { key: "asr:pcm:same".to_owned(), position: older, entry };
-    cache::write(&mut pool.acquire().await.unwrap(), &[&write]).await.unwrap();
+    for statement in cache::write(&[&write]).into_iter().flatten() {
+        statement.execute(&mut pool.acquire().await.unwrap()).await.unwrap();
+    }
     assert_eq!(origin(&pool).await, (0, position));
 
     let position = put(&server, &two, "newest", 3600).await;

@@ -86,7 +86,7 @@ async fn what_the_tables_refuse_stops_the_projector_at_that_event_and_it_goes_on
     // To try again is not to be well again: probes would see it flicker.
     let tried =
         timeout(Duration::from_secs(60), projection.wait_for(|projection| !stopped(projection))).await;
-    assert_eq!(*tried.unwrap().unwrap(), Projection::Active { position: 4 });
+    assert!(matches!(&*tried.unwrap().unwrap(), Projection::Active { position } if *position >= 3));
     assert_eq!(caught_up_and_equal(&pool).await, 4);
     book.close().await;
 }

@@ -1,0 +1,136 @@
+//! What a batch of events changes, table by table: found by comparing the rows before and after, written
+//! set by set.
+
+use std::collections::{BTreeMap, HashMap};
+
+use uuid::Uuid;
+
+use crate::fold::{MeetingRows, Rows};
+use crate::tables::{Statement, artifacts, cache, files, meetings, speakers, user_profiles};
+
+/// Which aggregate: its type and id.
+pub(crate) type Key = (&'static str, Uuid);
+
+/// What is to be written.
+#[derive(Default)]
+pub(crate) struct Changes<'a> {
+    files: Set<'a, files::FileRow>,
+    meetings: Set<'a, meetings::MeetingRow>,
+    speakers: Set<'a, speakers::SpeakerRow>,
+    artifacts: Set<'a, artifacts::ArtifactRow>,
+    profiles: Set<'a, user_profiles::UserProfileRow>,
+    /// By key, the latest write only.
+    cache: BTreeMap<&'a str, &'a cache::CacheWrite>,
+}
+
+/// The changes of one table.
+struct Set<'a, Row> {
+    /// Rows that are not in the table.
+    inserts: Vec<&'a Row>,
+    /// Rows that are in the table and have changed.
+    updates: Vec<&'a Row>,
+    deletes: Vec<Uuid>,
+}
+
+impl<Row> Default for Set<'_, Row> {
+    fn default() -> Self {
+        Self { inserts: vec![], updates: vec![], deletes: vec![] }
+    }
+}
+
+impl<'a, Row: PartialEq> Set<'a, Row> {
+    fn compare(&mut self, id: impl Fn(&Row) -> Uuid, before: Option<&Row>, after: Option<&'a Row>) {
+        match (before, after) {
+            (None, Some(after)) => self.inserts.push(after),
+            (Some(before), Some(after)) if before != after => self.updates.push(after),
+            (Some(before), None) => self.deletes.push(id(before)),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+    }
+
+    fn compare_all(&mut self, before: &BTreeMap<Uuid, Row>, after: &'a BTreeMap<Uuid, Row>) {
+        for (id, after) in after {
+            self.compare(|_| *id, before.get(id), Some(after));
+        }
+        self.deletes.extend(before.keys().filter(|id| !after.contains_key(*id)));
+    }
+
+    /// In the order of their keys rows go into neighbouring places of the indexes.
+    fn sort(&mut self, id: impl Fn(&Row) -> Uuid) {
+        self.inserts.sort_unstable_by_key(|row| id(row));
+        self.updates.sort_unstable_by_key(|row| id(row));
+    }
+}
+
+impl<'a> Changes<'a> {
+    /// Returns what turns the rows `before` into those `after`. The tables must show `before` exactly.
+    pub(crate) fn between(before: &HashMap<Key, Rows>, after: &'a HashMap<Key, Rows>) -> Self {
+        let mut changes = Self::default();
+        let no_rows = MeetingRows::default();
+        for (key, after) in after {
+            match after {
+                Rows::Meeting(after) => {
+                    let before = match before.get(key) {
+                        Some(Rows::Meeting(before)) => before,
+                        Some(Rows::Profile(_)) | None => &no_rows,
+                    };
+                    changes.add_meeting(before, after);
+                }
+                Rows::Profile(after) => {
+                    let before = match before.get(key) {
+                        Some(Rows::Profile(before)) => before.profile.as_ref(),
+                        Some(Rows::Meeting(_)) | None => None,
+                    };
+                    changes.profiles.compare(|row| row.id, before, after.profile.as_ref());
+                }
+            }
+        }
+        changes.files.sort(|row| row.id);
+        changes.meetings.sort(|row| row.id);
+        changes.speakers.sort(|row| row.id);
+        changes.artifacts.sort(|row| row.id);
+        changes.profiles.sort(|row| row.id);
+        changes
+    }
+
+    fn add_meeting(&mut self, before: &MeetingRows, after: &'a MeetingRows) {
+        self.files.compare(|row| row.id, before.file.as_ref(), after.file.as_ref());
+        self.meetings.compare(|row| row.id, before.meeting.as_ref(), after.meeting.as_ref());
+        self.speakers.compare_all(&before.speakers, &after.speakers);
+        self.artifacts.compare_all(&before.artifacts, &after.artifacts);
+        for write in after.cache.values() {
+            let latest = self.cache.entry(&write.key).or_insert(write);
+            if latest.position < write.position {
+                *latest = write;
+            }
+        }
+    }
+
+    /// Returns the statements that write it. They delete from the leaves and insert from the root: foreign
+    /// keys hold after each.
+    pub(crate) fn statements(&self) -> Vec<Statement> {
+        let [cache_removed, cache_kept] = cache::write(&self.cache.values().copied().collect::<Vec<_>>());
+        [
+            speakers::delete(&self.speakers.deletes),
+            artifacts::delete(&self.artifacts.deletes),
+            meetings::delete(&self.meetings.deletes),
+            files::delete(&self.files.deletes),
+            user_profiles::delete(&self.profiles.deletes),
+            files::insert(&self.files.inserts),
+            files::update(&self.files.updates),
+            meetings::insert(&self.meetings.inserts),
+            meetings::update(&self.meetings.updates),
+            speakers::insert(&self.speakers.inserts),
+            speakers::update(&self.speakers.updates),
+            artifacts::insert(&self.artifacts.inserts),
+            artifacts::update(&self.artifacts.updates),
+            user_profiles::insert(&self.profiles.inserts),
+            user_profiles::update(&self.profiles.updates),
+            cache_removed,
+            cache_kept,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
