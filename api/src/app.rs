@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{Instrument, debug, info_span};
 use utoipa::OpenApi;
@@ -37,13 +38,23 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// One permit per request under way.
     permits: Arc<Semaphore>,
+    /// One permit per client that follows the changes.
+    pub followers: Arc<Semaphore>,
+    /// Cancelled when the server stops: answers that have no end of their own end then.
+    pub stopping: CancellationToken,
 }
 
 impl AppState {
     /// Returns the state over an open book.
-    pub fn new(book: SharedBook, config: ServeConfig, metrics: PrometheusHandle) -> Self {
+    pub fn new(
+        book: SharedBook,
+        config: ServeConfig,
+        metrics: PrometheusHandle,
+        stopping: CancellationToken,
+    ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_requests));
-        Self { book, config: Arc::new(config), metrics, permits }
+        let followers = Arc::new(Semaphore::new(config.max_followers));
+        Self { book, config: Arc::new(config), metrics, permits, followers, stopping }
     }
 }
 
@@ -62,6 +73,7 @@ impl AppState {
         (name = "profiles", description = "People known by name"),
         (name = "files", description = "Uploaded recordings"),
         (name = "cache", description = "Results of earlier work"),
+        (name = "changes", description = "What happens, as it happens"),
         (name = "operations", description = "Health and metrics"),
     )
 )]
@@ -114,6 +126,7 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(routes::profiles::router())
         .merge(routes::files::router())
         .merge(routes::cache::router())
+        .merge(routes::changes::router())
         .split_for_parts();
     let (operations, of_operations) = routes::operations::router().split_for_parts();
     // An OpenApi that names no title of its own would be given this crate's: only its paths are taken.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use event_store::EventStore;
 use event_store::command_bus::CommandBus;
+use projections::feed::publisher::{self, Publishing};
+use projections::feed::stream::StreamConfig;
 use projections::projector::{self, Projection};
 use projections::schema;
 use sqlx::migrate::MigrateError;
@@ -40,7 +42,10 @@ pub struct Book {
     pub shutdown: CancellationToken,
     /// The tasks that work for this book.
     pub tasks: TaskTracker,
+    /// What the publisher of this process does.
+    pub publishing: watch::Receiver<Publishing>,
     projection_sender: watch::Sender<Projection>,
+    publishing_sender: watch::Sender<Publishing>,
     embedded: Option<Description>,
     database: Mutex<Option<Database>>,
 }
@@ -57,6 +62,7 @@ impl Book {
         match Self::open_in(config, &database).await {
             Ok((store, shutdown, tasks)) => {
                 let (projection_sender, projection) = watch::channel(Projection::Standby);
+                let (publishing_sender, publishing) = watch::channel(Publishing::Off);
                 let bus = CommandBus::new(&store);
                 let embedded = match &database {
                     Database::Embedded(embedded) => Some(embedded.describe().clone()),
@@ -68,7 +74,9 @@ impl Book {
                     projection,
                     shutdown,
                     tasks,
+                    publishing,
                     projection_sender,
+                    publishing_sender,
                     embedded,
                     database: Mutex::new(Some(database)),
                 })
@@ -104,6 +112,18 @@ impl Book {
         let projector =
             projector::run(self.store.clone(), self.projection_sender.clone(), self.shutdown.clone());
         self.tasks.spawn(projector);
+    }
+
+    /// Starts a publisher in this process.
+    pub fn start_publisher(&self, config: StreamConfig) {
+        let publisher = publisher::run(
+            self.store.clone(),
+            config,
+            self.projection.clone(),
+            self.publishing_sender.clone(),
+            self.shutdown.clone(),
+        );
+        self.tasks.spawn(publisher);
     }
 
     /// Fails if the tables do not show what is in the log, and says why where that is known.

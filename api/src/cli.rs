@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
-use crate::{demo, embedded, events, import, serve, status, telemetry, terminal};
+use crate::{demo, embedded, events, import, publish, serve, status, subscribe, telemetry, terminal};
 
 /// The system of record of a meeting-processing pipeline
 #[derive(Debug, Parser)]
@@ -49,6 +49,10 @@ enum Command {
     },
     /// Print the log, one line an event
     Events(events::EventsArgs),
+    /// Put events on the broker's stream again, where it lost them or never had them
+    Publish(publish::PublishArgs),
+    /// Follow the change feed, and hand each event to a program
+    Subscribe(subscribe::SubscribeArgs),
     /// Bring the database's schema up to date, and do nothing else
     Migrate,
     /// Print the OpenAPI document
@@ -110,6 +114,8 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Import(_)
         | Command::Status { .. }
         | Command::Events(_)
+        | Command::Publish(_)
+        | Command::Subscribe(_)
         | Command::Migrate
         | Command::Openapi
         | Command::EmbeddedReaper => "warn,sqlx=error",
@@ -123,6 +129,8 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         }
         Command::Status { json } => with_book(&database, async |book| status::run(book, json).await).await,
         Command::Events(args) => with_book(&database, async |book| events::run(book, &args).await).await,
+        Command::Publish(args) => with_book(&database, async |book| publish::run(book, &args).await).await,
+        Command::Subscribe(args) => subscribe::run(&database, args).await,
         Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
         Command::Openapi => {
             terminal::print(crate::app::openapi().to_pretty_json()?)?;

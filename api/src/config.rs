@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use projections::feed::stream::{StorageType, StreamConfig};
 
 /// Where the log and the tables are.
 #[derive(Debug, Clone, Args)]
@@ -29,6 +30,95 @@ pub struct DatabaseConfig {
     #[arg(long, env = "MINUTEBOOK_MAX_CONNECTIONS", global = true, default_value_t = 16, value_name = "N",
           value_parser = clap::value_parser!(u32).range(2..=1000), hide = true)]
     pub max_connections: u32,
+}
+
+/// The broker of the change feed.
+#[derive(Debug, Clone, Args)]
+pub struct NatsConfig {
+    /// NATS server with JetStream for the change feed; without it the feed is at /v1/changes alone
+    #[arg(long, env = "NATS_URL", hide_env_values = true, value_name = "URL")]
+    pub nats_url: Option<String>,
+
+    /// File with credentials for it
+    #[arg(long, env = "NATS_CREDENTIALS", value_name = "FILE")]
+    pub nats_credentials: Option<PathBuf>,
+
+    /// Name of the stream
+    #[arg(long, env = "MINUTEBOOK_NATS_STREAM", default_value = "MINUTEBOOK", value_name = "NAME",
+          value_parser = stream_name)]
+    pub nats_stream: String,
+
+    /// On how many servers of a cluster the stream is kept, when it is created; 3 in production
+    #[arg(long, env = "MINUTEBOOK_NATS_REPLICAS", default_value_t = 1, value_name = "N",
+          value_parser = clap::value_parser!(u8).range(1..=5), hide_short_help = true)]
+    pub nats_replicas: u8,
+
+    /// Where the stream is kept, when it is created
+    #[arg(
+        long,
+        env = "MINUTEBOOK_NATS_STORAGE",
+        default_value = "file",
+        value_name = "STORAGE",
+        hide_short_help = true
+    )]
+    pub nats_storage: Storage,
+
+    /// The age in seconds at which messages go, when the stream is created; 0 keeps them
+    #[arg(
+        long,
+        env = "MINUTEBOOK_NATS_MAX_AGE",
+        default_value_t = 0,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub nats_max_age: u64,
+
+    /// The size in bytes at which the oldest messages go, when the stream is created; -1 is none
+    #[arg(long, env = "MINUTEBOOK_NATS_MAX_BYTES", default_value_t = -1, value_name = "BYTES",
+          value_parser = clap::value_parser!(i64).range(-1..), allow_hyphen_values = true, hide_short_help = true)]
+    pub nats_max_bytes: i64,
+
+    /// How long the broker remembers message ids, in seconds, when the stream is created
+    #[arg(long, env = "MINUTEBOOK_NATS_DUPLICATE_WINDOW", default_value = "120", value_parser = seconds,
+          value_name = "SECONDS", hide_short_help = true)]
+    pub nats_duplicate_window: Duration,
+}
+
+/// Where a stream is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Storage {
+    /// In files: it is there after a restart.
+    File,
+    /// In memory.
+    Memory,
+}
+
+impl NatsConfig {
+    /// Returns how to reach the stream, if a broker is configured.
+    pub fn stream(&self) -> Option<StreamConfig> {
+        Some(StreamConfig {
+            url: self.nats_url.clone()?,
+            credentials: self.nats_credentials.clone(),
+            name: self.nats_stream.clone(),
+            storage: match self.nats_storage {
+                Storage::File => StorageType::File,
+                Storage::Memory => StorageType::Memory,
+            },
+            replicas: self.nats_replicas.into(),
+            max_age: Duration::from_secs(self.nats_max_age),
+            max_bytes: self.nats_max_bytes,
+            duplicate_window: self.nats_duplicate_window,
+        })
+    }
+}
+
+/// NATS takes no other names for a stream.
+fn stream_name(name: &str) -> Result<String, String> {
+    let sound = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if (1..=64).contains(&name.len()) && name.chars().all(sound) {
+        return Ok(name.to_owned());
+    }
+    Err("must be 1 to 64 letters, digits, _ or -".to_owned())
 }
 
 /// What `serve` is to do and how.
@@ -61,6 +151,14 @@ pub struct ServeConfig {
     /// How often expired rows are cleared away, in seconds
     #[arg(long, env = "MINUTEBOOK_SWEEP_INTERVAL", default_value = "300", value_parser = seconds, value_name = "SECONDS")]
     pub sweep_interval: Duration,
+
+    /// The most clients that follow /v1/changes at a time; one more is answered 429
+    #[arg(long, env = "MINUTEBOOK_MAX_FOLLOWERS", default_value_t = 256, value_name = "N")]
+    pub max_followers: usize,
+
+    /// Where the change feed goes
+    #[command(flatten)]
+    pub nats: NatsConfig,
 }
 
 /// A part of the work of `serve`.
@@ -70,6 +168,8 @@ pub enum Part {
     Api,
     /// Keep the tables up to date. Health and metrics are still served.
     Projector,
+    /// Put the change feed on NATS. Health and metrics are still served.
+    Publisher,
 }
 
 /// How the log of the process itself looks.

@@ -1,6 +1,7 @@
 //! The routes: each extracts, makes a command or asks a table, and responds. They decide nothing.
 
 pub mod cache;
+pub mod changes;
 pub mod files;
 pub mod meetings;
 pub mod operations;

@@ -1,16 +1,18 @@
 //! `serve`: everything in one process, or a part of it.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use axum::serve::Listener;
 use projections::sweeper;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -23,9 +25,16 @@ use crate::{telemetry, terminal};
 /// How long after the signal to stop a request may still be under way, beyond the time that any may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long a client may leave an answer unread.
+const UNREAD: Duration = Duration::from_secs(30);
+
 /// Serves until the signal to stop.
 pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Result<Done> {
     check_loopback(config.listen)?;
+    let stream = config.nats.stream();
+    if config.only == Some(Part::Publisher) && stream.is_none() {
+        bail!("a publisher needs a broker: --nats-url or NATS_URL names it");
+    }
     let mut stop = pin!(stop_signal()?);
     let metrics = telemetry::init_metrics().context("cannot start metrics")?;
     // Before the database: a port that is taken should be heard of at once.
@@ -38,23 +47,28 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         () = &mut stop => return Ok(Done::Whole),
     };
 
-    let (projects, answers) = match config.only {
-        None => (true, true),
-        Some(Part::Api) => (false, true),
-        Some(Part::Projector) => (true, false),
+    let (projects, publishes, answers) = match config.only {
+        None => (true, true, true),
+        Some(Part::Api) => (false, false, true),
+        Some(Part::Projector) => (true, false, false),
+        Some(Part::Publisher) => (false, true, false),
     };
     if projects {
         book.start_projector();
         let sweeping = sweeper::run(book.pool().clone(), config.sweep_interval, book.shutdown.clone());
         book.tasks.spawn(sweeping);
     }
+    if publishes && let Some(stream) = stream {
+        book.start_publisher(stream);
+    }
     let longest = config.request_timeout;
-    let state = AppState::new(Arc::clone(&book), config, metrics);
+    let stopping = CancellationToken::new();
+    let state = AppState::new(Arc::clone(&book), config, metrics, stopping.clone());
     let router = if answers { app(state) } else { operations_app(state) };
     welcome(&book, address, answers);
 
-    let stopping = CancellationToken::new();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stopping.clone().cancelled_owned());
+    let serving = axum::serve(PatientListener(listener), router)
+        .with_graceful_shutdown(stopping.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving.into_future());
     let failed = tokio::select! {
         () = &mut stop => None,
@@ -71,6 +85,28 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     };
     book.close().await;
     result.map(|()| Done::Whole)
+}
+
+/// Accepts connections on which a client that stops reading is dropped: it must not hold its answer, and
+/// with it memory, for ever.
+struct PatientListener(TcpListener);
+
+impl Listener for PatientListener {
+    type Io = Pin<Box<TimeoutStream<TcpStream>>>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = Listener::accept(&mut self.0).await;
+        // Answers are small: they should not wait for one another.
+        let _ = stream.set_nodelay(true);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(UNREAD));
+        (Box::pin(stream), address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
 }
 
 /// Lets the requests under way finish. The appender and the projector run on until then: a command may be
@@ -109,7 +145,7 @@ fn welcome(book: &Book, address: SocketAddr, answers: bool) {
     if answers {
         terminal::note(format_args!("Minutebook is at http://{address}/docs (Ctrl-C stops it)"));
     } else {
-        terminal::note(format_args!("Minutebook projects; health is at http://{address}/readyz"));
+        terminal::note(format_args!("Minutebook works; health is at http://{address}/readyz"));
     }
     if let Some(embedded) = book.embedded() {
         terminal::note(format_args!("The tables are at {}", embedded.psql_command()));

@@ -1,8 +1,9 @@
 //! `status`: how the log and the tables stand.
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use projections::feed::publication::{self, Publication, Said};
 use projections::freshness;
 use projections::queries::{self, MeetingCounts};
 use serde::Serialize;
@@ -17,7 +18,21 @@ struct Status {
     database: Database,
     log: Log,
     read_models: ReadModels,
+    /// The streams to which the change feed goes.
+    feed: Vec<Feed>,
     meetings: MeetingCounts,
+}
+
+#[derive(Serialize)]
+struct Feed {
+    stream: String,
+    epoch: Uuid,
+    position: i64,
+    lag_events: i64,
+    /// `active`, `waiting`, `refused` or `standby`.
+    state: String,
+    detail: Option<String>,
+    since: DateTime<Utc>,
 }
 
 #[derive(Serialize)]
@@ -73,12 +88,18 @@ async fn status(book: &Book) -> anyhow::Result<Status> {
         database: Database { url: book.shown_url(), version, embedded },
         log: Log { id: identity.log_id, epoch: identity.epoch, head: lag.head },
         read_models: ReadModels { position: lag.position, lag_events: lag.events, lag_seconds: lag.seconds },
+        feed: publication::all(pool).await?.into_iter().map(|said| feed(said, lag.head)).collect(),
         meetings: queries::meeting_counts(pool).await?,
     })
 }
 
+fn feed(said: Said, head: i64) -> Feed {
+    let Said { stream, publication: Publication { epoch, position, .. }, state, detail, since } = said;
+    Feed { stream, epoch, position, lag_events: (head - position).max(0), state, detail, since }
+}
+
 fn table(status: &Status) -> Table {
-    let Status { database, log, read_models, meetings } = status;
+    let Status { database, log, read_models, feed, meetings } = status;
     let mut table = Table::new();
     table.load_preset(NOTHING);
     let mut row = |name: &str, value: String| {
@@ -95,6 +116,13 @@ fn table(status: &Status) -> Table {
         events => format!("{events} events behind, the oldest for {:.1} s", read_models.lag_seconds),
     };
     row("tables", format!("position {}, {lag}", read_models.position));
+    for Feed { stream, position, lag_events, state, detail, since, .. } in feed {
+        let lag =
+            if *lag_events == 0 { "up to date".to_owned() } else { format!("{lag_events} events behind") };
+        row("feed", format!("stream {stream}: position {position}, {lag}"));
+        let detail = detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        row("", format!("{state} since {}{detail}", since.format("%Y-%m-%d %H:%M:%S UTC")));
+    }
     row(
         "meetings",
         format!(

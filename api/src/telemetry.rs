@@ -51,6 +51,11 @@ fn describe() {
         "Commands by aggregate, name and outcome"
     );
     describe_counter!("minutebook_projected_events_total", "Events that the projector took into the tables");
+    describe_counter!("minutebook_published_events_total", "Events that this process put on the stream");
+    describe_counter!("minutebook_publish_failures_total", "Times that publishing was interrupted");
+    describe_gauge!("minutebook_publish_position", "The last position that the stream has");
+    describe_gauge!("minutebook_publish_lag_events", "Events that the stream does not have yet");
+    describe_gauge!("minutebook_publish_healthy", "1 unless the publisher waits or refuses to go on");
     describe_gauge!("minutebook_log_head", "The newest position of the log");
     describe_gauge!("minutebook_projection_position", "The last position that the tables show");
     describe_gauge!("minutebook_projection_lag_events", "Events that the tables do not show yet");

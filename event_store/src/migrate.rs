@@ -12,7 +12,10 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     let migration = |version, description: &'static str, sql: &'static str| {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into(), false)
     };
-    let migrations = vec![migration(1, "log", include_str!("../../migrations/0001_log.sql"))];
+    let migrations = vec![
+        migration(1, "log", include_str!("../../migrations/0001_log.sql")),
+        migration(2, "feed", include_str!("../../migrations/0002_feed.sql")),
+    ];
     // sqlx keeps its list of what was applied in the first schema of the search_path: always the same one.
     let options = pool.connect_options().as_ref().clone().options([("search_path", "public")]);
     let mut connection = PgConnection::connect_with(&options).await?;

@@ -73,3 +73,15 @@ pub async fn wait_for(
         }
     }
 }
+
+/// Returns the last position that the tables show, from the projector of this process where it is active.
+pub async fn shown(pool: &PgPool, local: &watch::Receiver<Projection>) -> Result<i64, sqlx::Error> {
+    let active = match &*local.borrow() {
+        Projection::Active { position } => Some(*position),
+        Projection::Standby | Projection::Stopped { .. } => None,
+    };
+    match active {
+        Some(position) => Ok(position),
+        None => Ok(checkpoint::read(pool).await?.position),
+    }
+}

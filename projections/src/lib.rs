@@ -4,6 +4,7 @@
 //! rows, set by set; [`projector`] is the live way from the log through the fold to the tables.
 
 mod changes;
+pub mod feed;
 pub mod fold;
 pub mod freshness;
 pub mod projector;

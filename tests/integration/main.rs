@@ -6,11 +6,13 @@
 mod architecture;
 mod cli;
 mod command_bus;
+mod compose;
 mod embedded;
 mod http;
 mod import;
 mod kill;
 mod log;
+mod nats_harness;
 mod openapi;
 mod read_models;
 mod smoke;

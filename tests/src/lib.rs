@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod clock;
+pub mod nats;
 pub mod server;
 pub mod workload;
 

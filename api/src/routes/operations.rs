@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
+use projections::feed::publisher::Publishing;
 use projections::freshness::{self, Lag};
 use projections::projector::Projection;
 use serde::Serialize;
@@ -13,6 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::AppState;
+use crate::config::Part;
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -36,7 +38,8 @@ pub async fn healthz() -> Json<Health> {
 /// Whether the process can do its work.
 #[derive(Serialize, ToSchema)]
 pub struct Readiness {
-    /// `ready`, or what is the matter: `database_unavailable`, `projector_stopped`.
+    /// `ready`, or what is the matter: `database_unavailable`, `projector_stopped`, `publisher_waiting` or
+    /// `publisher_refused` (the last two where publishing is all that the process does).
     #[schema(example = "ready")]
     status: &'static str,
     /// What the projector of this process does: `active`, `standby` or `stopped`.
@@ -48,6 +51,12 @@ pub struct Readiness {
     /// Why it cannot.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// What the publisher of this process does: `off`, `active`, `standby`, `waiting` or `refused`.
+    #[schema(example = "active")]
+    publisher: &'static str,
+    /// What is the matter with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    publisher_reason: Option<String>,
     /// The newest position of the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     log_head: Option<i64>,
@@ -68,12 +77,19 @@ pub struct Readiness {
 pub async fn readyz(State(state): State<AppState>) -> Response {
     let projection = state.book.projection.borrow().clone();
     let lag = freshness::lag(state.book.pool(), Utc::now()).await;
-    let readiness = readiness(&projection, lag.as_ref().ok());
+    let publishing = state.book.publishing.borrow().clone();
+    let only_publishes = state.config.only == Some(Part::Publisher);
+    let readiness = readiness(&projection, &publishing, only_publishes, lag.as_ref().ok());
     let status = if readiness.status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
 
-fn readiness(projection: &Projection, lag: Option<&Lag>) -> Readiness {
+fn readiness(
+    projection: &Projection,
+    publishing: &Publishing,
+    only_publishes: bool,
+    lag: Option<&Lag>,
+) -> Readiness {
     let (projector, stopped_at, reason) = match projection {
         Projection::Active { .. } => ("active", None, None),
         Projection::Standby => ("standby", None, None),
@@ -82,13 +98,24 @@ fn readiness(projection: &Projection, lag: Option<&Lag>) -> Readiness {
     let status = match (lag, stopped_at) {
         (None, _) => "database_unavailable",
         (Some(_), Some(_)) => "projector_stopped",
-        (Some(_), None) => "ready",
+        (Some(_), None) => match publishing {
+            // Commands and tables do without the broker.
+            Publishing::Waiting { .. } if only_publishes => "publisher_waiting",
+            Publishing::Refused { .. } if only_publishes => "publisher_refused",
+            Publishing::Off
+            | Publishing::Standby
+            | Publishing::Active { .. }
+            | Publishing::Waiting { .. }
+            | Publishing::Refused { .. } => "ready",
+        },
     };
     Readiness {
         status,
         projector,
         stopped_at,
         reason,
+        publisher: publishing.name(),
+        publisher_reason: publishing.reason().map(str::to_owned),
         log_head: lag.map(|lag| lag.head),
         read_models_position: lag.map(|lag| lag.position),
         lag_events: lag.map(|lag| lag.events),
@@ -105,6 +132,12 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
         metrics::gauge!("minutebook_projection_position").set(lag.position as f64);
         metrics::gauge!("minutebook_projection_lag_events").set(lag.events as f64);
         metrics::gauge!("minutebook_projection_lag_seconds").set(lag.seconds);
+        let publishing = state.book.publishing.borrow().clone();
+        if let Publishing::Active { position } = publishing {
+            metrics::gauge!("minutebook_publish_position").set(position as f64);
+            metrics::gauge!("minutebook_publish_lag_events").set((lag.head - position).max(0) as f64);
+        }
+        metrics::gauge!("minutebook_publish_healthy").set(f64::from(publishing.reason().is_none()));
     }
     state.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()

@@ -1,0 +1,182 @@
+//! `/v1/changes`: the change feed as server-sent events, straight from the log.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use domain::ids::MeetingId;
+use event_store::log::{BatchLimits, Filter};
+use event_store::retry::backoff;
+use futures::stream;
+use projections::feed::cloud_event::{CloudEvent, event_id, parse_event_id};
+use projections::feed::public_event::EventType;
+use projections::feed::publisher::{PublishError, wait_until_shown};
+use projections::feed::source::Source;
+use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error};
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::ReadProblems;
+use crate::app::AppState;
+use crate::book::SharedBook;
+use crate::error::Problem;
+use crate::extract::QueryOf;
+
+/// What is read at once for one client, and so the most that is kept for it.
+const BATCH: BatchLimits = BatchLimits { events: 64, bytes: 512 * 1024 };
+/// How long a client may leave an event unread before it is dropped.
+const UNREAD: Duration = Duration::from_secs(30);
+/// How often a client that hears nothing else hears a heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often reading is tried again before the client is sent away to reconnect.
+const TRIES: u32 = 10;
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Returns the routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(follow))
+}
+
+/// Which changes are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    /// Only these types, separated by commas: `meeting.completed,meeting.failed`.
+    #[serde(rename = "type")]
+    #[param(example = "meeting.completed")]
+    types: Option<String>,
+    /// Only those of this meeting.
+    #[param(value_type = Option<uuid::Uuid>)]
+    meeting: Option<MeetingId>,
+    /// The first position; 1 if absent. `Last-Event-ID` wins over it.
+    #[param(minimum = 1)]
+    from: Option<i64>,
+}
+
+/// Follow the changes
+///
+/// Server-sent events: `id` is `<epoch>:<position>`, `event` the type, `data` a CloudEvent in JSON. Each is
+/// sent once the tables show it, in order of position; `previous` in it is the position before it of the same
+/// type. Reconnect with `Last-Event-ID` and nothing is missed: browsers do so by themselves. A comment comes
+/// every 15 seconds as a heartbeat. A client that stops reading is dropped.
+#[utoipa::path(get, operation_id = "followChanges", path = "/v1/changes", tag = "changes",
+    params(Wanted, ("last-event-id" = Option<String>, Header, description = "The last event had.")),
+    responses((status = 200, body = String, content_type = "text/event-stream"),
+              (status = 409, description = "`epoch_changed`, `position_unknown`: the log was restored", body = Problem,
+               content_type = "application/problem+json"),
+              ReadProblems))]
+async fn follow(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    QueryOf(wanted): QueryOf<Wanted>,
+) -> Result<Response, Problem> {
+    let after = match headers.get(LAST_EVENT_ID) {
+        Some(id) => position_of(id.to_str().unwrap_or_default(), &state.book)?,
+        None => wanted.from.unwrap_or(1) - 1,
+    };
+    if after < 0 {
+        return Err(Problem::invalid("invalid_query", "from must be at least 1"));
+    }
+    let filter = filter(&wanted)?;
+    let permit = state.followers.clone().try_acquire_owned().map_err(|_| Problem::too_many())?;
+    let source = Source::after(state.book.store.clone(), after, filter).await?;
+
+    let (sender, receiver) = mpsc::channel(1);
+    let following = send_all(state.book.clone(), source, sender, permit);
+    state.book.tasks.spawn(state.stopping.clone().run_until_cancelled_owned(following));
+    let events = stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+    let events = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("heartbeat"));
+    // Intermediaries must neither keep it nor wait for more of it.
+    Ok(([("cache-control", "no-store"), ("x-accel-buffering", "no")], events).into_response())
+}
+
+fn position_of(id: &str, book: &SharedBook) -> Result<i64, Problem> {
+    let invalid =
+        || Problem::invalid("invalid_header", "Last-Event-ID must be the id of an event of this feed");
+    let (epoch, position) = parse_event_id(id).ok_or_else(invalid)?;
+    let conflict = |code, detail: &str| Err(Problem::new(StatusCode::CONFLICT, code, detail));
+    if epoch != book.store.identity().epoch {
+        return conflict(
+            "epoch_changed",
+            "the log was restored since, and positions have been given out again: begin anew without Last-Event-ID",
+        );
+    }
+    if position > book.store.head().position() {
+        return conflict("position_unknown", "the log has no such position: is this the right server?");
+    }
+    Ok(position)
+}
+
+fn filter(wanted: &Wanted) -> Result<Filter, Problem> {
+    let stored = |name: &str| {
+        EventType::named(name.trim()).map(|known| known.stored.to_owned()).ok_or_else(|| {
+            Problem::invalid(
+                "invalid_query",
+                "type must name events such as meeting.completed; docs/EVENTS.md has all",
+            )
+        })
+    };
+    let types = wanted.types.as_ref().map(|types| types.split(',').map(stored).collect()).transpose()?;
+    Ok(Filter { types, aggregate: wanted.meeting.map(|id| ("meeting", id.as_uuid())) })
+}
+
+/// Sends what comes, until the client is gone or does not read.
+async fn send_all(
+    book: SharedBook,
+    mut source: Source,
+    sender: mpsc::Sender<Result<Event, Infallible>>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let mut failures = 0;
+    while failures < TRIES {
+        let sending = async {
+            tokio::select! {
+                sent = send_next(&book, &mut source, &sender) => sent,
+                () = sender.closed() => Ok(false),
+            }
+        };
+        match sending.await {
+            Ok(true) => failures = 0,
+            Ok(false) => return,
+            Err(PublishError::Log(
+                error @ (event_store::log::LogError::Decode { .. } | event_store::log::LogError::Hole { .. }),
+            )) => {
+                error!(error = &error as &dyn std::error::Error, "the changes cannot be read on");
+                return;
+            }
+            Err(problem) => {
+                debug!(error = &problem as &dyn std::error::Error, "reading the changes was interrupted");
+                failures += 1;
+                sleep(backoff(failures, Duration::from_millis(50), Duration::from_secs(5))).await;
+            }
+        }
+    }
+}
+
+/// Sends the next batch; says whether the client is still there.
+async fn send_next(
+    book: &SharedBook,
+    source: &mut Source,
+    sender: &mpsc::Sender<Result<Event, Infallible>>,
+) -> Result<bool, PublishError> {
+    let shown = wait_until_shown(&book.store, &book.projection, source.position()).await?;
+    for event in source.next(shown, BATCH).await? {
+        if !matches!(timeout(UNREAD, sender.send(Ok(sse_event(&event)))).await, Ok(Ok(()))) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn sse_event(event: &CloudEvent) -> Event {
+    let id = event_id(event.epoch, event.position);
+    Event::default().id(id).event(event.event_type.full).data(event.to_json())
+}

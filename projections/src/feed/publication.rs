@@ -1,0 +1,130 @@
+//! `ops.publications`: how far each stream is, and whose turn it is to publish.
+
+use sqlx::{PgConnection, PgExecutor, Row};
+use uuid::Uuid;
+
+/// How far a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publication {
+    /// The epoch in which it was published.
+    pub epoch: Uuid,
+    /// The stream has had every event up to here.
+    pub position: i64,
+    /// The sequence of its newest message then.
+    pub sequence: i64,
+}
+
+/// What the publisher last said of itself.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// The stream.
+    pub stream: String,
+    /// How far it is.
+    pub publication: Publication,
+    /// `active`, `waiting`, `refused` or `standby`.
+    pub state: String,
+    /// What is the matter.
+    pub detail: Option<String>,
+    /// Since when.
+    pub since: chrono::DateTime<chrono::Utc>,
+}
+
+/// Holds the stream's row to the end of the transaction: nobody else publishes. Makes it where there is none.
+pub async fn hold(
+    connection: &mut PgConnection,
+    stream: &str,
+    epoch: Uuid,
+) -> Result<Publication, sqlx::Error> {
+    const HOLD: &str = "SELECT epoch, position, sequence FROM ops.publications WHERE stream = $1 FOR UPDATE";
+    if let Some(row) = sqlx::query(HOLD).bind(stream).fetch_optional(&mut *connection).await? {
+        return publication(&row);
+    }
+    sqlx::query(
+        "INSERT INTO ops.publications (stream, epoch, position, sequence) VALUES ($1, $2, 0, 0)
+         ON CONFLICT (stream) DO NOTHING",
+    )
+    .bind(stream)
+    .bind(epoch)
+    .execute(&mut *connection)
+    .await?;
+    publication(&sqlx::query(HOLD).bind(stream).fetch_one(connection).await?)
+}
+
+/// Takes note of how far the stream is. Whoever does so holds the row.
+pub async fn note(
+    connection: &mut PgConnection,
+    stream: &str,
+    publication: Publication,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE ops.publications SET epoch = $2, position = $3, sequence = $4 WHERE stream = $1")
+        .bind(stream)
+        .bind(publication.epoch)
+        .bind(publication.position)
+        .bind(publication.sequence)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Takes note of how the publisher is.
+pub async fn say(
+    executor: impl PgExecutor<'_>,
+    stream: &str,
+    epoch: Uuid,
+    state: &str,
+    detail: Option<&str>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO ops.publications AS p (stream, epoch, position, sequence, state, detail)
+         VALUES ($1, $2, 0, 0, $3, $4)
+         ON CONFLICT (stream) DO UPDATE SET state = excluded.state, detail = excluded.detail,
+             since = CASE WHEN p.state = excluded.state THEN p.since ELSE now() END",
+    )
+    .bind(stream)
+    .bind(epoch)
+    .bind(state)
+    .bind(detail)
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// Takes note that everything from position `from` on was published again: if that is from the first on,
+/// no loss is left to be told.
+pub async fn mended(executor: impl PgExecutor<'_>, stream: &str, from: i64) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE ops.publications SET detail = NULL WHERE stream = $1 AND state = 'active' AND $2 = 1",
+    )
+    .bind(stream)
+    .bind(from)
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// Returns how all streams are.
+pub async fn all(executor: impl PgExecutor<'_>) -> Result<Vec<Said>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT stream, epoch, position, sequence, state, detail, since FROM ops.publications ORDER BY stream",
+    )
+    .fetch_all(executor)
+    .await?;
+    let said = |row: &sqlx::postgres::PgRow| {
+        Ok(Said {
+            stream: row.try_get("stream")?,
+            publication: publication(row)?,
+            state: row.try_get("state")?,
+            detail: row.try_get("detail")?,
+            since: row.try_get("since")?,
+        })
+    };
+    rows.iter().map(said).collect()
+}
+
+fn publication(row: &sqlx::postgres::PgRow) -> Result<Publication, sqlx::Error> {
+    Ok(Publication {
+        epoch: row.try_get("epoch")?,
+        position: row.try_get("position")?,
+        sequence: row.try_get("sequence")?,
+    })
+}

@@ -1,0 +1,64 @@
+//! Puts events on the stream again, where the broker lost them or never had them.
+
+use event_store::EventStore;
+use event_store::log::Filter;
+use sqlx::{Connection, PgConnection};
+
+use super::publication;
+use super::publisher::{BATCH, PublishError, synchronize};
+use super::source::Source;
+use super::stream::{self, EventStream, Stop, StreamConfig, StreamError};
+
+/// Publishes the events from position `from` to position `to` again, batch by batch, each as the only one
+/// who publishes. What the broker still remembers by its id is not doubled. Tells `progress` each position
+/// reached; returns how many events were sent.
+pub async fn refill(
+    store: &EventStore,
+    config: &StreamConfig,
+    from: i64,
+    to: i64,
+    mut progress: impl FnMut(i64),
+) -> Result<u64, PublishError> {
+    let database = |phase| move |source| PublishError::Database { phase, source };
+    let options = store.pool().connect_options();
+    let mut connection =
+        PgConnection::connect_with(&options).await.map_err(database("connecting the refill"))?;
+    let client = stream::connect(config, "minutebook publish").await?;
+    let stream = EventStream::open(client, config).await?;
+    // Before the first old event becomes the stream's tail, how far the publisher came is noted.
+    synchronize(&mut connection, &stream, store, config).await?;
+
+    let mut source = Source::after(store.clone(), from - 1, Filter::default())
+        .await
+        .map_err(database("preparing to read"))?;
+    let mut sent = 0;
+    while source.position() < to {
+        let events = source.next(to, BATCH).await?;
+        let mut turn = connection.begin().await.map_err(database("taking the turn"))?;
+        let mut at = publication::hold(&mut turn, &config.name, store.identity().epoch)
+            .await
+            .map_err(database("taking the turn"))?;
+        let published = stream.publish(&events, None).await;
+        let done = events.get(..published.events).unwrap_or_default();
+        if let (Some(first), Some(last)) = (done.first(), done.last()) {
+            // Without a hole in between, the publisher need not publish them once more.
+            if first.position <= at.position + 1 {
+                at.position = at.position.max(last.position);
+            }
+            let sequence = i64::try_from(published.sequence).unwrap_or(i64::MAX);
+            at.sequence = at.sequence.max(sequence);
+            publication::note(&mut turn, &config.name, at).await.map_err(database("noting the position"))?;
+            progress(last.position);
+        }
+        turn.commit().await.map_err(database("noting the position"))?;
+        sent += done.len() as u64;
+        match published.stopped {
+            None => {}
+            Some(Stop::Failed(error)) => return Err(error.into()),
+            Some(Stop::Overtaken) => {
+                return Err(StreamError::broker("publishing", "somebody else publishes").into());
+            }
+        }
+    }
+    Ok(sent)
+}
