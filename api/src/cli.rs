@@ -58,6 +58,9 @@ enum Command {
     /// Print the OpenAPI document
     #[command(hide = true)]
     Openapi,
+    /// Print the change feed as an AsyncAPI document
+    #[command(hide = true)]
+    Asyncapi,
     /// Watch over an embedded PostgreSQL and stop it when nobody uses it any more
     #[command(hide = true)]
     EmbeddedReaper,
@@ -109,7 +112,7 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn execute(cli: Cli) -> anyhow::Result<Done> {
     let Cli { command, database, telemetry } = cli;
     let default_filter = match command {
-        Command::Serve(_) => "info,sqlx=warn",
+        Command::Serve(_) => "info,sqlx=warn,async_nats=warn",
         Command::Demo
         | Command::Import(_)
         | Command::Status { .. }
@@ -118,7 +121,8 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Subscribe(_)
         | Command::Migrate
         | Command::Openapi
-        | Command::EmbeddedReaper => "warn,sqlx=error",
+        | Command::Asyncapi
+        | Command::EmbeddedReaper => "warn,sqlx=error,async_nats=error",
     };
     telemetry::init_logging(&telemetry, default_filter).context("cannot start logging")?;
     match command {
@@ -134,6 +138,10 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
         Command::Openapi => {
             terminal::print(crate::app::openapi().to_pretty_json()?)?;
+            Ok(Done::Whole)
+        }
+        Command::Asyncapi => {
+            terminal::print(serde_json::to_string_pretty(&projections::feed::schemas::asyncapi())?)?;
             Ok(Done::Whole)
         }
         Command::EmbeddedReaper => {

@@ -10,6 +10,7 @@ pub mod public_event;
 pub mod publication;
 pub mod publisher;
 pub mod refill;
+pub mod schemas;
 pub mod source;
 pub mod stream;
 pub mod subscriber;

@@ -47,8 +47,7 @@ async fn streams(server: &NatsServer) -> serde_json::Value {
 /// Returns the answer to one request, in NATS's own protocol.
 async fn ask(server: &NatsServer, subject: &str, body: &str) -> serde_json::Value {
     let mut lines = connect(server).await.unwrap().lines();
-    let length = body.len();
-    let request = format!("CONNECT {{}}\r\nSUB answer 1\r\nPUB {subject} answer {length}\r\n{body}\r\n");
+    let request = format!("CONNECT {{}}\r\nSUB here 1\r\nPUB {subject} here {}\r\n{body}\r\n", body.len());
     lines.get_mut().write_all(request.as_bytes()).await.unwrap();
     let answer = async { while !lines.next_line().await.unwrap().unwrap().starts_with("MSG ") {} };
     timeout(Duration::from_secs(30), answer).await.unwrap();

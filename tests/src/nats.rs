@@ -43,7 +43,7 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port.unwrap())
     }
 
-    /// Asks the server to stop, and waits until it has.
+    /// Asks the server to stop, and waits until it has; a paused one would not hear it.
     pub async fn stop(&mut self) {
         self.end_by(Signal::SIGTERM).await;
     }

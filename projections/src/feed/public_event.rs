@@ -10,12 +10,12 @@ use domain::artifact::Artifact as StoredArtifact;
 use domain::meeting::MeetingEvent;
 use domain::profile::ProfileEvent;
 use domain::speaker::Speaker as StoredSpeaker;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// A kind of event, as subscribers name it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct EventType {
     /// `meeting` or `profile`: the second token of a subject.
     pub aggregate: &'static str,
@@ -25,39 +25,50 @@ pub struct EventType {
     pub stored: &'static str,
     /// `minutebook.meeting.completed.v1`: the CloudEvents type.
     pub full: &'static str,
+    /// Returns the JSON Schema of its data.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
+impl PartialEq for EventType {
+    fn eq(&self, other: &Self) -> bool {
+        self.full == other.full
+    }
+}
+
+impl Eq for EventType {}
+
 macro_rules! event_types {
-    ($(($aggregate:literal, $name:literal, $stored:literal)),* $(,)?) => {
+    ($(($aggregate:literal, $name:literal, $stored:literal, $data:ty)),* $(,)?) => {
         /// Every kind of event there is. A place in this list stands for a kind in memory only.
         pub static EVENT_TYPES: &[EventType] = &[$(EventType {
             aggregate: $aggregate,
             name: $name,
             stored: $stored,
             full: concat!("minutebook.", $aggregate, ".", $name, ".v1"),
+            schema: |generator| generator.root_schema_for::<$data>(),
         }),*];
     };
 }
 
 event_types![
-    ("meeting", "registered", "MeetingRegistered"),
-    ("meeting", "processing_started", "ProcessingStarted"),
-    ("meeting", "content_fingerprinted", "ContentFingerprinted"),
-    ("meeting", "language_detected", "LanguageDetected"),
-    ("meeting", "speakers_diarized", "SpeakersDiarized"),
-    ("meeting", "speaker_identified", "SpeakerIdentified"),
-    ("meeting", "speaker_not_identified", "SpeakerNotIdentified"),
-    ("meeting", "speaker_reassigned", "SpeakerReassigned"),
-    ("meeting", "artifact_stored", "ArtifactStored"),
-    ("meeting", "stage_result_cached", "StageResultCached"),
-    ("meeting", "completed", "MeetingCompleted"),
-    ("meeting", "failed", "MeetingFailed"),
-    ("meeting", "erased", "MeetingErased"),
-    ("profile", "created", "ProfileCreated"),
-    ("profile", "renamed", "ProfileRenamed"),
-    ("profile", "voice_enrolled", "VoiceEnrolled"),
-    ("profile", "voice_removed", "VoiceRemoved"),
-    ("profile", "erased", "ProfileErased"),
+    ("meeting", "registered", "MeetingRegistered", MeetingRegistered),
+    ("meeting", "processing_started", "ProcessingStarted", MeetingProcessingStarted),
+    ("meeting", "content_fingerprinted", "ContentFingerprinted", MeetingContentFingerprinted),
+    ("meeting", "language_detected", "LanguageDetected", MeetingLanguageDetected),
+    ("meeting", "speakers_diarized", "SpeakersDiarized", MeetingSpeakersDiarized),
+    ("meeting", "speaker_identified", "SpeakerIdentified", MeetingSpeakerIdentified),
+    ("meeting", "speaker_not_identified", "SpeakerNotIdentified", MeetingSpeakerNotIdentified),
+    ("meeting", "speaker_reassigned", "SpeakerReassigned", MeetingSpeakerReassigned),
+    ("meeting", "artifact_stored", "ArtifactStored", MeetingArtifactStored),
+    ("meeting", "stage_result_cached", "StageResultCached", MeetingStageResultCached),
+    ("meeting", "completed", "MeetingCompleted", MeetingCompleted),
+    ("meeting", "failed", "MeetingFailed", MeetingFailed),
+    ("meeting", "erased", "MeetingErased", MeetingErased),
+    ("profile", "created", "ProfileCreated", ProfileCreated),
+    ("profile", "renamed", "ProfileRenamed", ProfileRenamed),
+    ("profile", "voice_enrolled", "VoiceEnrolled", ProfileVoiceEnrolled),
+    ("profile", "voice_removed", "VoiceRemoved", ProfileVoiceRemoved),
+    ("profile", "erased", "ProfileErased", ProfileErased),
 ];
 
 impl EventType {
