@@ -17,6 +17,7 @@ use tests::bench::{Baseline, BenchCluster, quantile, setting};
 use tests::workload::Workload;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 const CONNECTIONS: usize = 64;
 
@@ -40,7 +41,8 @@ async fn main() {
     book.start_projector();
     let metrics = api::telemetry::init_metrics().expect("metrics start once");
     let config = Defaults::parse_from(["bench"]).serve;
-    let server = serve(app(AppState::new(Arc::clone(&book), config, metrics))).await;
+    let server =
+        serve(app(AppState::new(Arc::clone(&book), config, metrics, CancellationToken::new()))).await;
     let echo = axum::Router::new().route("/v1/meetings", axum::routing::post(async |body: String| body));
     let echo = serve(echo).await;
 

@@ -8,15 +8,10 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use event_store::EventStore;
-use event_store::append::Append;
 use sqlx::PgPool;
 use tests::TestDatabase;
-use tests::bench::{BenchCluster, quantile, setting};
-use tests::workload::Workload;
+use tests::bench::{BenchCluster, fill, quantile, setting};
 use tokio::process::Command;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// Set in the process whose memory is measured: the database to catch up on.
 const PROJECT: &str = "MINUTEBOOK_BENCH_PROJECT";
@@ -67,31 +62,6 @@ async fn benchmark() {
         many as f64 / report.seconds,
     );
     cluster.stop().await;
-}
-
-/// Appends about `events` real-shaped events, 64 meetings under way at once.
-async fn fill(database: &TestDatabase, events: usize) {
-    let pool = database.pool().await;
-    let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let store = EventStore::open(pool.clone(), &shutdown, &tasks).await.expect("the log opens");
-    let mut workload = Workload::new(3, 64);
-    let mut done = 0;
-    while done < events {
-        // One append per meeting, so that none waits for another of the same group.
-        let appends = (0..1000.min(events - done)).map(|_| workload.next_append()).collect::<Vec<_>>();
-        done += appends.iter().map(|append| append.events.len()).sum::<usize>();
-        let appended = appends.into_iter().map(|append| append_one(&store, append));
-        futures::future::join_all(appended).await;
-    }
-    shutdown.cancel();
-    tasks.close();
-    tasks.wait().await;
-    sqlx::query("VACUUM ANALYZE log.events").execute(&pool).await.expect("statistics");
-    pool.close().await;
-}
-
-async fn append_one(store: &EventStore, append: Append) {
-    store.appender().append(append).await.expect("an append succeeds");
 }
 
 /// Folds all events into a table like `meetings`, with its indexes, by one statement.

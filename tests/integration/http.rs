@@ -31,9 +31,9 @@ const MIN_POSITION: &str = "minutebook-min-position";
 
 /// A server with a database of its own.
 pub(crate) struct Scene {
-    database: TestDatabase,
+    pub(crate) database: TestDatabase,
     pub(crate) server: Server,
-    pool: PgPool,
+    pub(crate) pool: PgPool,
 }
 
 impl Scene {
@@ -67,12 +67,12 @@ impl Scene {
     }
 
     /// Sends a command that must be accepted.
-    async fn command(&self, path: &str, body: Value) -> Accepted {
+    pub(crate) async fn command(&self, path: &str, body: Value) -> Accepted {
         Accepted::of(&send(self.post(path, &body)).await)
     }
 
     /// Registers the `n`th meeting.
-    async fn register(&self, n: usize) -> Accepted {
+    pub(crate) async fn register(&self, n: usize) -> Accepted {
         self.command("/v1/meetings", json!({"sha256": sha256(n)})).await
     }
 
@@ -140,7 +140,7 @@ impl Answer {
 
     /// Checks that this is the problem with this status and code.
     #[track_caller]
-    fn is_problem(&self, status: u16, code: &str) {
+    pub(crate) fn is_problem(&self, status: u16, code: &str) {
         assert_eq!((self.status, self.problem().as_str()), (status, code), "{self:?}");
     }
 }
@@ -153,11 +153,11 @@ pub(crate) async fn send(request: RequestBuilder) -> Answer {
 
 /// What a command's answer says.
 #[derive(Debug, Clone, PartialEq)]
-struct Accepted {
+pub(crate) struct Accepted {
     status: u16,
-    id: String,
+    pub(crate) id: String,
     version: i64,
-    position: i64,
+    pub(crate) position: i64,
     events: Vec<String>,
 }
 
@@ -174,7 +174,7 @@ impl Accepted {
         Self { status: answer.status, id, version, position, events: events.collect() }
     }
 
-    fn meeting(&self) -> String {
+    pub(crate) fn meeting(&self) -> String {
         format!("/v1/meetings/{}", self.id)
     }
 

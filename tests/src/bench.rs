@@ -9,12 +9,16 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use api::embedded::{self, Embedded, Programs, Settings};
+use event_store::EventStore;
 use event_store::append::Append;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::TestDatabase;
+use crate::workload::Workload;
 
 /// A durable PostgreSQL for one benchmark, gone when it is closed.
 pub struct BenchCluster {
@@ -77,6 +81,31 @@ fn flush_time(directory: &Path) -> Duration {
         })
         .collect::<Vec<_>>();
     quantile(&mut times, 0.5)
+}
+
+/// Appends about `events` real-shaped events, 64 meetings under way at once.
+pub async fn fill(database: &TestDatabase, events: usize) {
+    let pool = database.pool().await;
+    let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let store = EventStore::open(pool.clone(), &shutdown, &tasks).await.expect("the log opens");
+    let mut workload = Workload::new(3, 64);
+    let mut done = 0;
+    while done < events {
+        // One append per meeting, so that none waits for another of the same group.
+        let appends = (0..1000.min(events - done)).map(|_| workload.next_append()).collect::<Vec<_>>();
+        done += appends.iter().map(|append| append.events.len()).sum::<usize>();
+        let appended = appends.into_iter().map(|append| append_one(&store, append));
+        futures::future::join_all(appended).await;
+    }
+    shutdown.cancel();
+    tasks.close();
+    tasks.wait().await;
+    sqlx::query("VACUUM ANALYZE log.events").execute(&pool).await.expect("statistics");
+    pool.close().await;
+}
+
+async fn append_one(store: &EventStore, append: Append) {
+    store.appender().append(append).await.expect("an append succeeds");
 }
 
 /// Returns a number from the environment, or `default`.

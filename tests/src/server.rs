@@ -31,8 +31,13 @@ impl Server {
 
     /// Starts a server with further arguments.
     pub async fn start_with(database: &TestDatabase, arguments: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", database, arguments).await
+    }
+
+    /// Starts a server at an address: where another one was, clients look for it.
+    pub async fn start_at(address: &str, database: &TestDatabase, arguments: &[&str]) -> Self {
         let mut child = Command::new(crate::minutebook())
-            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(["serve", "--listen", address])
             .args(arguments)
             .env("DATABASE_URL", &database.url)
             .stdin(Stdio::null())
@@ -82,6 +87,11 @@ impl Server {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Returns the address at which it listens.
+    pub fn address(&self) -> String {
+        self.url.trim_start_matches("http://").to_owned()
     }
 
     /// Returns the URL of `path`.

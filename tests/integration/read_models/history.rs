@@ -92,6 +92,13 @@ pub(crate) fn diarized(meeting: Uuid, attempt: u32, clusters: &[&str]) -> Given 
     of_meeting(meeting, json!({"SpeakersDiarized": {"attempt": attempt, "clusters": clusters}}))
 }
 
+/// Tells one voice apart, and says how it sounds.
+pub(crate) fn diarized_with_voice(meeting: Uuid, attempt: u32, cluster: &str, vector: &[f64]) -> Given {
+    let voice = json!({"model": "resemblyzer-0.1.4", "vector": vector});
+    let cluster = json!({"cluster_id": cluster, "segments": [[0, 500]], "voice": voice});
+    of_meeting(meeting, json!({"SpeakersDiarized": {"attempt": attempt, "clusters": [cluster]}}))
+}
+
 fn evidence() -> Value {
     json!({"model": "resemblyzer-0.1.4", "policy_version": "1", "candidates": []})
 }
