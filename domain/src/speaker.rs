@@ -30,8 +30,7 @@ text_type!(
     }
 );
 
-/// One stretch of speech, in milliseconds from the start of the recording. Stored as `[start, duration]`:
-/// a meeting has hundreds.
+/// One stretch of speech, in milliseconds from the start of the recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "(u32, u32)", into = "(u32, u32)")]
 pub struct Segment {
@@ -58,11 +57,56 @@ impl From<Segment> for (u32, u32) {
 pub struct Cluster {
     /// The label, unique within the diarization.
     pub cluster_id: ClusterId,
-    /// Its speech, in order of start.
+    /// Its speech, in order of start. Stored as one text, `0+4180 9650+12730`: start and duration of each. A
+    /// meeting has hundreds, and as numbers they are most of what reading the log costs (jsonb keeps each
+    /// as a decimal of its own).
+    #[serde(with = "speech")]
     pub segments: Vec<Segment>,
     /// Its voice, where the pipeline computed one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub voice: Option<Voice>,
+}
+
+mod speech {
+    use std::borrow::Cow;
+    use std::fmt::Write as _;
+
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Segment;
+
+    pub(super) fn serialize<S: Serializer>(segments: &[Segment], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&to_text(segments))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Segment>, D::Error> {
+        // Borrowed where it can be: it is long, and needs no unescaping.
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+        let Text(text) = Text::deserialize(deserializer)?;
+        from_text(&text).ok_or_else(|| D::Error::custom("segments must be written as start+duration"))
+    }
+
+    fn to_text(segments: &[Segment]) -> String {
+        let mut text = String::with_capacity(segments.len() * 14);
+        for (n, segment) in segments.iter().enumerate() {
+            let blank = if n == 0 { "" } else { " " };
+            write!(text, "{blank}{}+{}", segment.start_ms, segment.duration_ms).expect("a String takes all");
+        }
+        text
+    }
+
+    fn from_text(text: &str) -> Option<Vec<Segment>> {
+        let segment = |part: &str| {
+            let (start, duration) = part.split_once('+')?;
+            Some(Segment { start_ms: start.parse().ok()?, duration_ms: duration.parse().ok()? })
+        };
+        if text.is_empty() {
+            return Some(vec![]);
+        }
+        text.split(' ').map(segment).collect()
+    }
 }
 
 /// The clusters of one diarization: bounded, in order of label, no label twice.

@@ -17,8 +17,33 @@ struct Upcaster {
     lift: fn(Value) -> Value,
 }
 
-/// Every step, older versions of an event first. No event has an old version yet.
-const UPCASTERS: &[Upcaster] = &[];
+/// Every step, older versions of an event first.
+const UPCASTERS: &[Upcaster] = &[Upcaster {
+    event_type: "SpeakersDiarized",
+    from_version: "1",
+    to_version: "2",
+    lift: segments_into_text,
+}];
+
+/// `[[0, 4180], [9650, 12730]]` became `"0+4180 9650+12730"`.
+fn segments_into_text(mut payload: Value) -> Value {
+    let clusters = payload.pointer_mut("/SpeakersDiarized/clusters").and_then(Value::as_array_mut);
+    for cluster in clusters.into_iter().flatten() {
+        let Some(segments) = cluster.get_mut("segments") else { continue };
+        let texts =
+            segments.as_array().map(|segments| segments.iter().map(segment_text).collect::<Option<Vec<_>>>());
+        // What is no segment stays as it is, and is refused where it is decoded.
+        if let Some(Some(texts)) = texts {
+            *segments = Value::String(texts.join(" "));
+        }
+    }
+    payload
+}
+
+fn segment_text(segment: &Value) -> Option<String> {
+    let [start, duration] = segment.as_array()?.as_slice() else { return None };
+    Some(format!("{}+{}", start.as_u64()?, duration.as_u64()?))
+}
 
 /// Returns the version in which an event of this type is stored today.
 pub fn newest_version(event_type: &str) -> &'static str {

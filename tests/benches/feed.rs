@@ -20,7 +20,7 @@ use event_store::log::{BatchLimits, Filter};
 use projections::feed::public_event::EventType;
 use projections::feed::publisher::Publishing;
 use projections::feed::source::Source;
-use projections::feed::stream::{StorageType, StreamConfig, WINDOW};
+use projections::feed::stream::{StreamConfig, WINDOW};
 use projections::feed::subscriber::{self, NoMemory, SubscriberConfig};
 use tests::TestDatabase;
 use tests::bench::{BenchCluster, fill, quantile, setting};
@@ -81,26 +81,13 @@ async fn sizes(book: &api::book::Book, head: i64) -> Vec<usize> {
     sizes
 }
 
-fn stream(nats: &NatsServer) -> StreamConfig {
-    StreamConfig {
-        url: nats.url(),
-        credentials: None,
-        name: "MINUTEBOOK".to_owned(),
-        storage: StorageType::File,
-        replicas: 1,
-        max_age: Duration::ZERO,
-        max_bytes: -1,
-        duplicate_window: Duration::from_secs(120),
-    }
-}
-
 /// Returns the events per second at which the publisher fills an empty stream.
 async fn catch_up(database: &TestDatabase, head: i64) -> f64 {
     let nats = NatsServer::start().await;
     let book = database.open().await;
     sqlx::query("DELETE FROM ops.publications").execute(book.pool()).await.expect("an empty table");
     let started = Instant::now();
-    book.start_publisher(stream(&nats));
+    book.start_publisher(StreamConfig::at(nats.url()));
     let mut publishing = book.publishing.clone();
     let done = |publishing: &Publishing| *publishing == Publishing::Active { position: head };
     publishing.wait_for(done).await.expect("the publisher runs");
@@ -163,10 +150,10 @@ async fn commit_to_handler(cluster: &BenchCluster) {
     let database = cluster.database("light").await;
     let book = database.open().await;
     book.start_projector();
-    book.start_publisher(stream(&nats));
+    book.start_publisher(StreamConfig::at(nats.url()));
     let (sender, mut handled) = mpsc::unbounded_channel();
     let config = SubscriberConfig {
-        stream: stream(&nats),
+        stream: StreamConfig::at(nats.url()),
         event_type: EventType::named("meeting.registered").expect("there is such a type"),
         durable: None,
         only_new: false,

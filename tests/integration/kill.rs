@@ -27,7 +27,7 @@ use crate::read_models::{assert_tables_equal_the_fold, caught_up_and_equal, even
 const WRITERS: usize = 8;
 
 /// `SOAK=1` goes on for longer.
-fn rounds(few: usize) -> usize {
+pub(crate) fn rounds(few: usize) -> usize {
     if std::env::var_os("SOAK").is_some_and(|soak| soak == "1") { few * 8 + 1 } else { few }
 }
 

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail at once")]
 
 mod architecture;
+mod asyncapi;
 mod cli;
 mod command_bus;
 mod compose;
@@ -14,5 +15,6 @@ mod kill;
 mod log;
 mod nats_harness;
 mod openapi;
+mod publisher;
 mod read_models;
 mod smoke;

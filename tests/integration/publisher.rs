@@ -8,6 +8,7 @@ mod refusals;
 mod rows;
 mod strangers;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -118,6 +119,12 @@ impl Scene {
         }
     }
 
+    /// Waits until the stream has more than it has.
+    async fn stream_grows(&self) {
+        let end = self.end_of_stream().await;
+        eventually("the stream grows", async || (self.end_of_stream().await > end).then_some(())).await;
+    }
+
     /// Returns all messages of the stream that are of this feed, as they lie there.
     async fn stream(&self) -> Vec<Kept> {
         self.all_messages().await.into_iter().filter_map(Result::ok).collect()
@@ -167,11 +174,12 @@ impl Scene {
     /// Checks each event's envelope against the log.
     async fn assert_sound(&self, kept: &[Kept]) {
         let epoch = self.epoch().await;
-        let logged: Vec<(i64, String, Uuid)> =
-            sqlx::query_as("SELECT position, event_type, aggregate_id::uuid FROM log.events ORDER BY position")
-                .fetch_all(&self.pool)
-                .await
-                .unwrap();
+        let logged: Vec<(i64, String, Uuid)> = sqlx::query_as(
+            "SELECT position, event_type, aggregate_id::uuid FROM log.events ORDER BY position",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .unwrap();
         let mut newest = HashMap::<&str, i64>::new();
         let mut links = HashMap::new();
         for (position, stored, aggregate) in &logged {
@@ -232,12 +240,30 @@ async fn append(book: &Book, events: usize) {
     join_all((0..WRITERS).map(|_| write())).await;
 }
 
+/// Appends without a pause until `during` is done.
+async fn while_events_flow<T>(book: &Book, during: impl Future<Output = T>) -> T {
+    let done = Cell::new(false);
+    let flowing = async {
+        while !done.get() {
+            append(book, 200).await;
+        }
+    };
+    let during = async {
+        let outcome = during.await;
+        done.set(true);
+        outcome
+    };
+    tokio::join!(flowing, during).1
+}
+
 /// Leads a meeting through its life by HTTP: every command must succeed, whatever the broker does.
 async fn complete_a_meeting(server: &Server) -> Uuid {
     let sha256 = (0..64).map(|_| fastrand::digit(16)).collect::<String>();
     let register = json!({"sha256": sha256, "mime": "audio/flac", "duration": 60});
-    let id = command(server, "/v1/meetings", &register).await["id"].as_str().unwrap().parse::<Uuid>().unwrap();
-    let clusters = (0..3).map(|n| json!({"cluster_id": format!("spk{n}"), "segments": []})).collect::<Vec<_>>();
+    let id =
+        command(server, "/v1/meetings", &register).await["id"].as_str().unwrap().parse::<Uuid>().unwrap();
+    let clusters =
+        (0..3).map(|n| json!({"cluster_id": format!("spk{n}"), "segments": []})).collect::<Vec<_>>();
     for (name, body) in [
         ("start", json!({"worker": "w"})),
         ("fingerprint", json!({"content_fp": format!("pcm:{sha256}")})),

@@ -194,6 +194,21 @@ impl MeetingEvent {
 
     /// Returns the version of the shape in which the event is stored today.
     pub const fn version(&self) -> u32 {
-        1
+        match self {
+            // 1 had segments as pairs of numbers.
+            Self::SpeakersDiarized { .. } => 2,
+            Self::MeetingRegistered(_)
+            | Self::ProcessingStarted { .. }
+            | Self::ContentFingerprinted { .. }
+            | Self::LanguageDetected { .. }
+            | Self::SpeakerIdentified { .. }
+            | Self::SpeakerNotIdentified { .. }
+            | Self::SpeakerReassigned { .. }
+            | Self::ArtifactStored { .. }
+            | Self::StageResultCached { .. }
+            | Self::MeetingCompleted(_)
+            | Self::MeetingFailed { .. }
+            | Self::MeetingErased { .. } => 1,
+        }
     }
 }

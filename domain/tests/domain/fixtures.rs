@@ -97,6 +97,13 @@ fn every_event_ever_stored_decodes() {
 }
 
 #[test]
+fn a_version_before_is_lifted_to_what_is_stored_today() {
+    let fixtures = fixtures();
+    let decode = |file: &str| fixtures[file].decode().expect("every fixture decodes");
+    assert_eq!(decode("SpeakersDiarized.v1.json"), decode("SpeakersDiarized.v2.json"));
+}
+
+#[test]
 fn every_event_has_a_fixture_of_its_current_version() {
     let current: Vec<(String, &str)> = fixtures()
         .into_values()

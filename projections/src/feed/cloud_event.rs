@@ -39,6 +39,21 @@ pub struct CloudEvent {
     pub data: Bytes,
 }
 
+/// An event ready to be published.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The place in the log.
+    pub position: i64,
+    /// What kind.
+    pub event_type: &'static EventType,
+    /// Where it goes.
+    pub subject: String,
+    /// The attributes.
+    pub headers: HeaderMap,
+    /// The public event as JSON.
+    pub data: Bytes,
+}
+
 impl CloudEvent {
     /// Wraps what was recorded.
     pub fn new(
@@ -72,6 +87,17 @@ impl CloudEvent {
     pub fn nats_subject(&self) -> String {
         let EventType { aggregate, name, .. } = self.event_type;
         format!("minutebook.{aggregate}.{}.{name}", self.aggregate_id.as_hyphenated())
+    }
+
+    /// Returns the message that carries it.
+    pub fn into_message(self) -> Message {
+        Message {
+            position: self.position,
+            event_type: self.event_type,
+            subject: self.nats_subject(),
+            headers: self.headers(),
+            data: self.data,
+        }
     }
 
     /// Returns the attributes as headers: CloudEvents' binary mode in NATS.

@@ -4,6 +4,7 @@ use event_store::EventStore;
 use event_store::log::Filter;
 use sqlx::{Connection, PgConnection};
 
+use super::cloud_event::CloudEvent;
 use super::publication;
 use super::publisher::{BATCH, PublishError, synchronize};
 use super::source::Source;
@@ -38,17 +39,18 @@ pub async fn refill(
         let mut at = publication::hold(&mut turn, &config.name, store.identity().epoch)
             .await
             .map_err(database("taking the turn"))?;
-        let published = stream.publish(&events, None).await;
-        let done = events.get(..published.events).unwrap_or_default();
+        let positions = events.iter().map(|event| event.position).collect::<Vec<_>>();
+        let published = stream.publish(events.into_iter().map(CloudEvent::into_message), None).await;
+        let done = positions.get(..published.events).unwrap_or_default();
         if let (Some(first), Some(last)) = (done.first(), done.last()) {
             // Without a hole in between, the publisher need not publish them once more.
-            if first.position <= at.position + 1 {
-                at.position = at.position.max(last.position);
+            if *first <= at.position + 1 {
+                at.position = at.position.max(*last);
             }
             let sequence = i64::try_from(published.sequence).unwrap_or(i64::MAX);
             at.sequence = at.sequence.max(sequence);
             publication::note(&mut turn, &config.name, at).await.map_err(database("noting the position"))?;
-            progress(last.position);
+            progress(*last);
         }
         turn.commit().await.map_err(database("noting the position"))?;
         sent += done.len() as u64;

@@ -17,7 +17,7 @@ use futures::future::BoxFuture;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::cloud_event::{CloudEvent, parse_event_id};
+use super::cloud_event::{Message, parse_event_id};
 
 /// The subjects of the stream.
 const SUBJECTS: [&str; 2] = ["minutebook.meeting.*.*", "minutebook.profile.*.*"];
@@ -47,6 +47,22 @@ pub struct StreamConfig {
     pub max_bytes: i64,
     /// How long the broker remembers message ids.
     pub duplicate_window: Duration,
+}
+
+impl StreamConfig {
+    /// Returns the stream `MINUTEBOOK` at `url`, in files, on one server, with nothing ever going.
+    pub fn at(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            credentials: None,
+            name: "MINUTEBOOK".to_owned(),
+            storage: StorageType::File,
+            replicas: 1,
+            max_age: Duration::ZERO,
+            max_bytes: -1,
+            duplicate_window: Duration::from_secs(120),
+        }
+    }
 }
 
 /// Why the stream cannot be used.
@@ -173,13 +189,16 @@ impl EventStream {
     /// With `expected`, the sequence of the stream's newest message, each event is taken only as the next
     /// one; an event refused makes the broker refuse all after it. Without, an event that the broker
     /// remembers by its id is not taken again.
-    pub async fn publish(&self, events: &[CloudEvent], expected: Option<u64>) -> Published {
+    pub async fn publish(
+        &self,
+        messages: impl IntoIterator<Item = Message>,
+        expected: Option<u64>,
+    ) -> Published {
         let mut published = Published { events: 0, sequence: expected.unwrap_or(0), stopped: None };
         let mut window: VecDeque<BoxFuture<'static, Result<PublishAck, PublishError>>> =
             VecDeque::with_capacity(WINDOW);
         let mut next = expected;
-        for event in events {
-            let mut headers = event.headers();
+        for Message { subject, mut headers, data, .. } in messages {
             if let Some(sequence) = &mut next {
                 headers.insert("Nats-Expected-Last-Sequence", sequence.to_string());
                 *sequence += 1;
@@ -190,8 +209,8 @@ impl EventStream {
             {
                 return published;
             }
-            let message = PublishMessage::build().headers(headers).payload(event.data.clone());
-            match self.context.send_publish(event.nats_subject(), message).await {
+            let message = PublishMessage::build().headers(headers).payload(data);
+            match self.context.send_publish(subject, message).await {
                 Ok(acknowledgement) => window.push_back(acknowledgement.into_future()),
                 Err(error) => {
                     published.stopped = Some(stop(&error));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{ONLY_PUBLISHER, Scene, append, becomes, complete_a_meeting, metric};
+use super::{ONLY_PUBLISHER, Scene, becomes, complete_a_meeting, metric, while_events_flow};
 use crate::kill::rounds;
 use crate::read_models::eventually;
 
@@ -43,7 +43,11 @@ async fn a_broker_that_is_away_stops_no_command_and_gets_everything_later() {
     let (status, ready) = becomes(&alone, "waiting").await;
     assert_eq!((status, ready["status"].as_str()), (503, Some("publisher_waiting")), "{ready}");
     let (status, ready) = becomes(&server, "waiting").await;
-    assert_eq!((status, ready["status"].as_str()), (200, Some("ready")), "commands and tables go on: {ready}");
+    assert_eq!(
+        (status, ready["status"].as_str()),
+        (200, Some("ready")),
+        "commands and tables go on: {ready}"
+    );
     assert_eq!(metric(&server, "minutebook_publish_healthy").await, Some(0.0));
     for _ in 0..5 {
         complete_a_meeting(&server).await;
@@ -55,7 +59,11 @@ async fn a_broker_that_is_away_stops_no_command_and_gets_everything_later() {
     scene.all_is_published().await;
     scene.assert_each_position_once().await;
     let said = scene.feed_status().await;
-    assert_eq!((said["state"].as_str(), &said["detail"]), (Some("active"), &serde_json::Value::Null), "{said}");
+    assert_eq!(
+        (said["state"].as_str(), &said["detail"]),
+        (Some("active"), &serde_json::Value::Null),
+        "{said}"
+    );
     assert!(alone.stop().await.success());
     becomes(&server, "active").await;
     assert_eq!(metric(&server, "minutebook_publish_healthy").await, Some(1.0));
@@ -104,16 +112,14 @@ async fn a_broker_that_hangs_while_events_flow_gets_every_position_once() {
     let server = scene.serve(&[]).await;
     let book = scene.database.open().await;
     for _ in 0..rounds(1) {
-        let mut flowing = std::pin::pin!(append(&book, 3000));
-        let end = scene.end_of_stream().await;
-        let growing = eventually("the stream grows", async || (scene.end_of_stream().await > end).then_some(()));
-        tokio::select! {
-            () = &mut flowing => panic!("everything was appended before anything was published"),
-            () = growing => {}
-        }
-        scene.nats.pause();
-        tokio::join!(flowing, becomes(&server, "waiting"));
-        scene.nats.resume();
+        let hanging = async {
+            scene.stream_grows().await;
+            scene.nats.pause();
+            becomes(&server, "waiting").await;
+            scene.nats.resume();
+            scene.stream_grows().await;
+        };
+        while_events_flow(&book, hanging).await;
         scene.all_is_published().await;
         scene.assert_each_position_once().await;
     }
@@ -126,22 +132,17 @@ async fn a_broker_killed_while_events_flow_gets_every_position_once() {
     let mut scene = Scene::start().await;
     let server = scene.serve(&[]).await;
     let book = scene.database.open().await;
-    let mut flowing = std::pin::pin!(append(&book, 5000));
     for _ in 0..rounds(3) {
-        let end = scene.end_of_stream().await;
         let killing = async {
-            eventually("the stream grows", async || (scene.end_of_stream().await > end).then_some(())).await;
+            scene.stream_grows().await;
             // At any moment of the next batch.
             sleep(Duration::from_millis(fastrand::u64(..50))).await;
+            scene.nats.kill_9().await;
+            scene.nats.restart().await;
+            scene.stream_grows().await;
         };
-        tokio::select! {
-            () = &mut flowing => break,
-            () = killing => {}
-        }
-        scene.nats.kill_9().await;
-        scene.nats.restart().await;
+        while_events_flow(&book, killing).await;
     }
-    append(&book, 1000).await;
     scene.all_is_published().await;
     scene.assert_each_position_once().await;
     book.close().await;

@@ -21,6 +21,7 @@ pub(crate) async fn append(book: &Book, given: &Given) -> i64 {
     let Given { aggregate_type, aggregate_id, payload } = given;
     let version = log::version_at(book.pool(), aggregate_type, *aggregate_id, i64::MAX).await.unwrap();
     let event_type = payload.as_object().unwrap().keys().next().unwrap().clone();
+    let event_version = domain::upcast::newest_version(&event_type).to_owned();
     let append = Append {
         command_id: Uuid::now_v7(),
         request_hmac: vec![],
@@ -28,7 +29,7 @@ pub(crate) async fn append(book: &Book, given: &Given) -> i64 {
         aggregate_id: aggregate_id.to_string(),
         expected_version: version,
         metadata: json!({"actor": "test", "actor_kind": "system"}).to_string(),
-        events: vec![NewEvent { event_type, event_version: "1".to_owned(), payload: payload.to_string() }],
+        events: vec![NewEvent { event_type, event_version, payload: payload.to_string() }],
     };
     match book.store.appender().append(append).await.unwrap() {
         Outcome::Appended(place) => place.last_position,
@@ -87,7 +88,7 @@ pub(crate) fn language(meeting: Uuid, attempt: u32, language: &str) -> Given {
 }
 
 pub(crate) fn diarized(meeting: Uuid, attempt: u32, clusters: &[&str]) -> Given {
-    let cluster = |label: &&str| json!({"cluster_id": label, "segments": [[0, 500], [700, 10]]});
+    let cluster = |label: &&str| json!({"cluster_id": label, "segments": "0+500 700+10"});
     let clusters = clusters.iter().map(cluster).collect::<Vec<_>>();
     of_meeting(meeting, json!({"SpeakersDiarized": {"attempt": attempt, "clusters": clusters}}))
 }
@@ -95,7 +96,7 @@ pub(crate) fn diarized(meeting: Uuid, attempt: u32, clusters: &[&str]) -> Given 
 /// Tells one voice apart, and says how it sounds.
 pub(crate) fn diarized_with_voice(meeting: Uuid, attempt: u32, cluster: &str, vector: &[f64]) -> Given {
     let voice = json!({"model": "resemblyzer-0.1.4", "vector": vector});
-    let cluster = json!({"cluster_id": cluster, "segments": [[0, 500]], "voice": voice});
+    let cluster = json!({"cluster_id": cluster, "segments": "0+500", "voice": voice});
     of_meeting(meeting, json!({"SpeakersDiarized": {"attempt": attempt, "clusters": [cluster]}}))
 }
 
