@@ -1,9 +1,16 @@
-//! The schema of the live generation, and its creation.
+//! The schemas of generations: the live one, its creation, and those beside it.
 
-use sqlx::{Connection, PgPool};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, Executor, PgConnection, PgPool, Row};
 
 /// The schema of the generation that readers see.
 pub const LIVE: &str = "read";
+/// The schema of the generation that a rebuild makes.
+pub const NEXT: &str = "read_next";
+/// The schema of the generation that was live before.
+pub const PREVIOUS: &str = "read_previous";
+/// The schema in which the live tables are compared with history.
+pub const SCRATCH: &str = "read_verify";
 
 /// Creates the live generation if there is none. Several processes may do so at once.
 pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
@@ -14,11 +21,104 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
         .fetch_one(&mut *transaction)
         .await?;
     if !there {
-        sqlx::raw_sql("CREATE SCHEMA read; SET LOCAL search_path = read").execute(&mut *transaction).await?;
-        sqlx::raw_sql(include_str!("../../migrations/read_model.sql")).execute(&mut *transaction).await?;
-        sqlx::raw_sql("INSERT INTO checkpoint (generation, position) VALUES (1, 0)")
-            .execute(&mut *transaction)
-            .await?;
+        create(&mut transaction, LIVE, 1).await?;
     }
     transaction.commit().await
+}
+
+/// Creates an empty generation in `schema`. The connection's `search_path` names it from then on, to the end
+/// of the transaction.
+pub async fn create(
+    transaction: &mut PgConnection,
+    schema: &str,
+    generation: i64,
+) -> Result<(), sqlx::Error> {
+    let schema = quoted(schema);
+    let create = format!("CREATE SCHEMA {schema}; SET LOCAL search_path = {schema}");
+    transaction.execute(create.as_str()).await?;
+    transaction.execute(include_str!("../../migrations/read_model.sql")).await?;
+    sqlx::query("INSERT INTO checkpoint (generation, position) VALUES ($1, 0)")
+        .bind(generation)
+        .execute(transaction)
+        .await?;
+    Ok(())
+}
+
+/// Drops a generation and all that is in it.
+pub async fn drop(executor: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    executor.execute(format!("DROP SCHEMA IF EXISTS {} CASCADE", quoted(schema)).as_str()).await?;
+    Ok(())
+}
+
+/// Says whether there is such a generation.
+pub async fn exists(connection: &mut PgConnection, schema: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(format!("{}.checkpoint", quoted(schema)))
+        .fetch_one(connection)
+        .await
+}
+
+/// Returns a connection's options with `schema` as its `search_path`.
+pub fn options(pool: &PgPool, schema: &str) -> PgConnectOptions {
+    pool.connect_options().as_ref().clone().options([("search_path", quoted(schema))])
+}
+
+/// The one place where a name goes into a statement.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// What makes COPY slow, taken away for its time: the statements that put it back, in order.
+pub struct Bare {
+    restore: Vec<String>,
+}
+
+impl Bare {
+    /// Takes constraints and indexes off the tables of a generation.
+    pub async fn make(connection: &mut PgConnection, schema: &str) -> Result<Self, sqlx::Error> {
+        // Keys that point to others go first and come last.
+        let constraints = sqlx::query(
+            "SELECT format('ALTER TABLE %I.%I ', n.nspname, t.relname) AS alter, quote_ident(c.conname) AS name,
+                    pg_get_constraintdef(c.oid) AS definition
+               FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid
+               JOIN pg_namespace n ON n.oid = t.relnamespace
+              WHERE n.nspname = $1 AND c.contype IN ('p', 'u', 'f')
+              ORDER BY c.contype = 'f' DESC, t.relname, c.conname",
+        )
+        .bind(schema)
+        .fetch_all(&mut *connection)
+        .await?;
+        let indexes = sqlx::query(
+            "SELECT pg_get_indexdef(i.indexrelid) AS definition,
+                    format('DROP INDEX %I.%I', n.nspname, t.relname) AS drop
+               FROM pg_index i JOIN pg_class t ON t.oid = i.indexrelid
+               JOIN pg_namespace n ON n.oid = t.relnamespace
+              WHERE n.nspname = $1 AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.indexrelid)
+              ORDER BY t.relname",
+        )
+        .bind(schema)
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut restore = vec![];
+        for constraint in &constraints {
+            let (alter, name): (String, String) = (constraint.try_get("alter")?, constraint.try_get("name")?);
+            let definition: String = constraint.try_get("definition")?;
+            connection.execute(format!("{alter} DROP CONSTRAINT {name}").as_str()).await?;
+            restore.push(format!("{alter} ADD CONSTRAINT {name} {definition}"));
+        }
+        restore.reverse();
+        for index in &indexes {
+            connection.execute(index.try_get::<&str, _>("drop")?).await?;
+            restore.insert(0, index.try_get("definition")?);
+        }
+        Ok(Self { restore })
+    }
+
+    /// Puts them back.
+    pub async fn restore(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        for statement in self.restore {
+            connection.execute(statement.as_str()).await?;
+        }
+        Ok(())
+    }
 }

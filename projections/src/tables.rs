@@ -4,6 +4,7 @@
 pub mod artifacts;
 pub mod cache;
 pub mod checkpoint;
+pub mod copy;
 pub mod files;
 pub mod meetings;
 pub mod speakers;

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod asyncapi;
+mod changes;
 mod cli;
 mod command_bus;
 mod compose;
@@ -18,3 +19,4 @@ mod openapi;
 mod publisher;
 mod read_models;
 mod smoke;
+mod subscriber;

@@ -29,6 +29,7 @@ use tests::TestDatabase;
 use tests::nats::NatsServer;
 use tests::server::{Server, answer};
 use tests::workload::Workload;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::cli::{Ran, run_on};
@@ -89,13 +90,15 @@ impl Scene {
     /// Waits until an active publisher has published the whole log; returns its end.
     async fn all_is_published(&self) -> i64 {
         let head = self.head().await;
-        eventually(&format!("position {head} is published"), async || {
-            let query =
-                "SELECT count(*) FROM ops.publications WHERE stream = $1 AND state = 'active' AND position >= $2";
+        let waiting = eventually("everything is published", async || {
+            let query = "SELECT count(*) FROM ops.publications
+                          WHERE stream = $1 AND state = 'active' AND position >= $2";
             let query = sqlx::query_scalar::<_, i64>(query).bind(STREAM).bind(head);
             (query.fetch_one(&self.pool).await.unwrap() == 1).then_some(())
-        })
-        .await;
+        });
+        if timeout(Duration::from_secs(50), waiting).await.is_err() {
+            panic!("position {head} is not published: {}", self.feed_status().await);
+        }
         head
     }
 
@@ -139,14 +142,13 @@ impl Scene {
         let mut messages = consumer.stream().messages().await.unwrap();
         let mut kept = Vec::new();
         for _ in 0..count {
-            let next = tokio::time::timeout(Duration::from_secs(30), messages.next()).await;
+            let next = timeout(Duration::from_secs(30), messages.next()).await;
             let message = next.expect("the stream has as many messages as it says").unwrap().unwrap();
-            let sequence = message.info().unwrap().stream_sequence;
             let headers = message.headers.clone().unwrap_or_default();
             let subject = message.subject.to_string();
             let event = CloudEvent::from_message(&headers, message.payload.clone());
             kept.push(match event {
-                Some(event) => Ok(Kept { sequence, subject, headers, event }),
+                Some(event) => Ok(Kept { subject, headers, event }),
                 None => Err(subject),
             });
         }
@@ -218,7 +220,6 @@ impl Scene {
 /// An event in the stream.
 #[derive(Debug)]
 struct Kept {
-    sequence: u64,
     subject: String,
     headers: HeaderMap,
     event: CloudEvent,

@@ -189,7 +189,9 @@ impl Subscriber {
 
     /// Waits until it has printed `n` events as JSON; returns all that it has printed.
     async fn events(&self, n: usize) -> Vec<Value> {
-        let lines = eventually(&format!("{n} events come"), async || {
+        let what =
+            format!("{n} events come, not only {:?}; it says {:?}", self.stdout.lines(), self.stderr.lines());
+        let lines = eventually(&what, async || {
             let lines = self.stdout.lines();
             (lines.len() >= n).then_some(lines)
         });

@@ -30,6 +30,7 @@ pub(super) async fn run(
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder().connect_timeout(Duration::from_secs(10)).build()?;
     let mut inbox = Inbox::open(memory, args.only_new)?;
+    inbox.recall(&mut report);
     let following = async {
         let mut failures = 0;
         loop {

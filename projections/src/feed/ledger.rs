@@ -13,8 +13,17 @@ pub struct Ledger {
     epoch: Option<Uuid>,
     /// The newest position had; none before the first event of a subscriber that began in the middle.
     position: Option<i64>,
-    /// What is missing before it, in order, none touching another.
-    gaps: Vec<Gap>,
+    /// What is missing before it.
+    missing: Vec<Missing>,
+}
+
+/// What is still missing of a gap: one of the pieces into which events that came later have cut it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Missing {
+    after: i64,
+    up_to: i64,
+    /// The gap as it was told.
+    of: Gap,
 }
 
 /// Positions of which at least one event is missing: after the one, up to and with the other.
@@ -40,7 +49,7 @@ pub struct Entry {
     pub repeated: bool,
     /// It showed that events are missing.
     pub opened: Option<Gap>,
-    /// It was the last that was missing of this gap.
+    /// It was the last that was missing of this gap, which is as it was when it opened.
     pub closed: Option<Gap>,
     /// The log's epoch is another one: positions have been given out again.
     pub new_epoch: bool,
@@ -49,12 +58,12 @@ pub struct Entry {
 impl Ledger {
     /// Returns the ledger of a subscriber that wants every event from the first on.
     pub const fn from_the_beginning() -> Self {
-        Self { epoch: None, position: Some(0), gaps: vec![] }
+        Self { epoch: None, position: Some(0), missing: vec![] }
     }
 
     /// Returns the ledger of a subscriber that begins with whatever comes next.
     pub const fn from_now() -> Self {
-        Self { epoch: None, position: None, gaps: vec![] }
+        Self { epoch: None, position: None, missing: vec![] }
     }
 
     /// Returns the newest position had, 0 before the first.
@@ -67,9 +76,12 @@ impl Ledger {
         self.epoch
     }
 
-    /// Returns what is missing.
-    pub fn gaps(&self) -> &[Gap] {
-        &self.gaps
+    /// Returns the gaps of which something is missing, each as it was when it opened.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let mut gaps = self.missing.iter().map(|missing| missing.of).collect::<Vec<_>>();
+        gaps.sort_unstable_by_key(|gap| gap.after);
+        gaps.dedup();
+        gaps
     }
 
     /// Enters the event at `position`, whose type had its event before at `previous`.
@@ -85,20 +97,18 @@ impl Ledger {
         if position > newest {
             if previous > newest {
                 let gap = Gap { after: newest, up_to: previous };
-                self.gaps.push(gap);
+                self.open(gap);
                 entry.opened = Some(gap);
             }
             self.position = Some(position);
         } else if let Some(at) =
-            self.gaps.iter().position(|gap| gap.after < position && position <= gap.up_to)
+            self.missing.iter().position(|gap| gap.after < position && position <= gap.up_to)
         {
-            let Gap { after, up_to } = self.gaps[at];
-            let before = (previous > after).then_some(Gap { after, up_to: previous });
-            let behind = (position < up_to).then_some(Gap { after: position, up_to });
-            if before.is_none() && behind.is_none() {
-                entry.closed = Some(Gap { after, up_to });
-            }
-            self.gaps.splice(at..=at, before.into_iter().chain(behind));
+            let Missing { after, up_to, of } = self.missing[at];
+            let before = (previous > after).then_some(Missing { after, up_to: previous, of });
+            let behind = (position < up_to).then_some(Missing { after: position, up_to, of });
+            self.missing.splice(at..=at, before.into_iter().chain(behind));
+            entry.closed = self.missing.iter().all(|missing| missing.of != of).then_some(of);
         } else {
             entry.repeated = true;
         }
@@ -109,7 +119,7 @@ impl Ledger {
     pub fn has(&self, epoch: Uuid, position: i64) -> bool {
         self.epoch == Some(epoch)
             && position <= self.position()
-            && !self.gaps.iter().any(|gap| gap.after < position && position <= gap.up_to)
+            && !self.missing.iter().any(|gap| gap.after < position && position <= gap.up_to)
     }
 
     /// Takes note that the newest event of the type is at `newest`, and was not had in time.
@@ -120,9 +130,14 @@ impl Ledger {
         }
         self.epoch = Some(epoch);
         let gap = Gap { after: position, up_to: newest };
-        self.gaps.push(gap);
+        self.open(gap);
         self.position = Some(newest);
         Some(gap)
+    }
+
+    fn open(&mut self, gap: Gap) {
+        let Gap { after, up_to } = gap;
+        self.missing.push(Missing { after, up_to, of: gap });
     }
 }
 
@@ -154,17 +169,17 @@ mod tests {
             let (mut ledger, entries) = entered(&[(3, 0), (12, 9)]);
             assert_eq!(entries[1].opened, Some(gap));
             assert_eq!(gap.mending_command(), "minutebook publish --from 4 --to 9");
-            let mut closed = 0;
+            let mut closed = vec![];
             for position in order {
                 assert!(!ledger.has(EPOCH, position));
                 let entry = ledger.enter(EPOCH, position, position - 2);
                 assert!(!entry.repeated && entry.opened.is_none());
-                closed += usize::from(entry.closed.is_some());
+                closed.extend(entry.closed);
                 assert!(ledger.has(EPOCH, position));
                 assert!(ledger.enter(EPOCH, position, position - 2).repeated);
             }
             assert!(ledger.gaps().is_empty(), "{ledger:?}");
-            assert!(closed >= 1);
+            assert_eq!(closed, [gap], "it is closed once, as it was opened");
         }
     }
 

@@ -89,6 +89,18 @@ pub async fn say(
     Ok(())
 }
 
+/// Takes note that the publisher is active, where another one has said otherwise since.
+pub async fn insist(executor: impl PgExecutor<'_>, stream: &str) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE ops.publications SET state = 'active', detail = NULL, since = now()
+          WHERE stream = $1 AND state <> 'active'",
+    )
+    .bind(stream)
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
 /// Takes note that everything from position `from` on was published again: if that is from the first on,
 /// no loss is left to be told.
 pub async fn mended(executor: impl PgExecutor<'_>, stream: &str, from: i64) -> Result<(), sqlx::Error> {

@@ -337,7 +337,18 @@ pub async fn synchronize(
     let tail = stream.tail().await?;
     // The tail first, the head after it: what was published was in the log before.
     let head = event_store::log::head(&mut *turn).await.map_err(database("asking for the log's end"))?;
-    let at = position_after(noted, tail, epoch, head, &config.name)?;
+    let at = match position_after(noted, tail, epoch, head, &config.name) {
+        Ok(at) => at,
+        Err(error) => {
+            // The note may be as wrong as the stream; what is left of the stream says how far it is.
+            let nothing = Publication { epoch, position: 0, sequence: 0 };
+            publication::note(&mut turn, &config.name, nothing)
+                .await
+                .map_err(database("noting the position"))?;
+            turn.commit().await.map_err(database("noting the position"))?;
+            return Err(error);
+        }
+    };
     let lost = noted.epoch == epoch && tail.sequence < u64::try_from(noted.sequence).unwrap_or(0);
     if lost {
         warn!(
@@ -401,7 +412,10 @@ impl Leader<'_> {
                     self.publish_batch(batch).await?;
                     *self.failures = 0;
                 }
-                _ = progress.tick() => self.tell_progress().await?,
+                _ = progress.tick() => {
+                    self.look_around().await?;
+                    self.tell_progress().await?;
+                }
             }
         }
     }
@@ -441,6 +455,18 @@ impl Leader<'_> {
                 Err(StreamError::broker("publishing", "the stream's end is not where it was expected").into())
             }
         }
+    }
+
+    /// Without events to publish it would not notice that the broker is away or has lost data, nor that one
+    /// who had lost the lock has said last how the publisher is.
+    async fn look_around(&mut self) -> Result<(), PublishError> {
+        let end = self.stream.end().await?;
+        if end < u64::try_from(self.at.sequence).unwrap_or(0) {
+            return Err(StreamError::broker("looking for the stream's end", "it has lost messages").into());
+        }
+        publication::insist(&mut self.connection, &self.config.name)
+            .await
+            .map_err(database("saying that it publishes"))
     }
 
     async fn tell_progress(&self) -> Result<(), PublishError> {

@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection};
 
 use super::cloud_event::CloudEvent;
 use super::publication;
-use super::publisher::{BATCH, PublishError, synchronize};
+use super::publisher::{BATCH, PublishError, Synchronized, synchronize};
 use super::source::Source;
 use super::stream::{self, EventStream, Stop, StreamConfig, StreamError};
 
@@ -27,32 +27,40 @@ pub async fn refill(
     let client = stream::connect(config, "minutebook publish").await?;
     let stream = EventStream::open(client, config).await?;
     // Before the first old event becomes the stream's tail, how far the publisher came is noted.
-    synchronize(&mut connection, &stream, store, config).await?;
+    let Synchronized { at: mut known, .. } = synchronize(&mut connection, &stream, store, config).await?;
 
+    // What the stream never had comes in order and without a hole: its tail says how far it is.
+    let from = from.min(known.position + 1);
     let mut source = Source::after(store.clone(), from - 1, Filter::default())
         .await
         .map_err(database("preparing to read"))?;
     let mut sent = 0;
     while source.position() < to {
-        let events = source.next(to, BATCH).await?;
+        let again = source.position() < known.position;
+        let until = if again { to.min(known.position) } else { to };
+        let events = source.next(until, BATCH).await?;
         let mut turn = connection.begin().await.map_err(database("taking the turn"))?;
         let mut at = publication::hold(&mut turn, &config.name, store.identity().epoch)
             .await
             .map_err(database("taking the turn"))?;
-        let positions = events.iter().map(|event| event.position).collect::<Vec<_>>();
-        let published = stream.publish(events.into_iter().map(CloudEvent::into_message), None).await;
+        // What is new is published as the publisher does it, which may have come further meanwhile.
+        let published_by_others =
+            if again { 0 } else { events.partition_point(|event| event.position <= at.position) };
+        let expected = (!again).then(|| u64::try_from(at.sequence).unwrap_or(0));
+        let positions =
+            events.iter().skip(published_by_others).map(|event| event.position).collect::<Vec<_>>();
+        let messages = events.into_iter().skip(published_by_others).map(CloudEvent::into_message);
+        let published = stream.publish(messages, expected).await;
         let done = positions.get(..published.events).unwrap_or_default();
-        if let (Some(first), Some(last)) = (done.first(), done.last()) {
-            // Without a hole in between, the publisher need not publish them once more.
-            if *first <= at.position + 1 {
-                at.position = at.position.max(*last);
-            }
+        if let Some(last) = done.last() {
+            at.position = at.position.max(*last);
             let sequence = i64::try_from(published.sequence).unwrap_or(i64::MAX);
             at.sequence = at.sequence.max(sequence);
             publication::note(&mut turn, &config.name, at).await.map_err(database("noting the position"))?;
             progress(*last);
         }
         turn.commit().await.map_err(database("noting the position"))?;
+        known = at;
         sent += done.len() as u64;
         match published.stopped {
             None => {}

@@ -16,13 +16,17 @@ pub struct Source {
     position: i64,
     /// The newest position of each type up to `position`, by its stored name.
     newest: HashMap<&'static str, i64>,
+    /// Whether the log had come as far as `position` when these were looked up.
+    settled: bool,
 }
 
 impl Source {
-    /// Starts after `position`.
+    /// Starts after `position`, which the log need not have yet.
     pub async fn after(store: EventStore, position: i64, filter: Filter) -> Result<Self, sqlx::Error> {
+        // Before the look-up: what is appended in between may lie before `position`.
+        let settled = store.head().position() >= position;
         let newest = newest_of_each_type(store.pool(), position).await?;
-        Ok(Self { store, filter, position, newest })
+        Ok(Self { store, filter, position, newest, settled })
     }
 
     /// Returns the position up to which everything was read.
@@ -35,6 +39,11 @@ impl Source {
     pub async fn next(&mut self, until: i64, limits: BatchLimits) -> Result<Vec<CloudEvent>, LogError> {
         if until <= self.position {
             return Ok(vec![]);
+        }
+        if !self.settled {
+            let newest = newest_of_each_type(self.store.pool(), self.position).await;
+            self.newest = newest.map_err(|source| LogError::Database { after: self.position, source })?;
+            self.settled = true;
         }
         let batch = log::read_for_feed(self.store.pool(), self.position, until, &self.filter, limits).await?;
         let identity = self.store.identity();

@@ -12,7 +12,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 pub use async_nats::jetstream::stream::StorageType;
 use async_nats::jetstream::stream::{Config, RawMessageErrorKind, RetentionPolicy, Stream};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, HeaderValue};
 use futures::future::BoxFuture;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -158,6 +158,13 @@ impl EventStream {
         Ok(Self { context, stream })
     }
 
+    /// Returns the sequence of the newest message.
+    pub async fn end(&self) -> Result<u64, StreamError> {
+        let info = self.stream.get_info().await;
+        let info = info.map_err(|e| StreamError::broker("asking for the stream's end", e))?;
+        Ok(info.state.last_sequence)
+    }
+
     /// Returns the end of the stream.
     pub async fn tail(&self) -> Result<Tail, StreamError> {
         let info = self
@@ -187,7 +194,9 @@ impl EventStream {
     /// what stopped it.
     ///
     /// With `expected`, the sequence of the stream's newest message, each event is taken only as the next
-    /// one; an event refused makes the broker refuse all after it. Without, an event that the broker
+    /// one; an event refused makes the broker refuse all after it. The sequence alone would not do: if the
+    /// stream has three messages more than expected, the first three events are refused and the fourth one
+    /// fits. So each also expects the one before it by its id. Without `expected`, an event that the broker
     /// remembers by its id is not taken again.
     pub async fn publish(
         &self,
@@ -198,10 +207,15 @@ impl EventStream {
         let mut window: VecDeque<BoxFuture<'static, Result<PublishAck, PublishError>>> =
             VecDeque::with_capacity(WINDOW);
         let mut next = expected;
+        let mut before: Option<HeaderValue> = None;
         for Message { subject, mut headers, data, .. } in messages {
             if let Some(sequence) = &mut next {
                 headers.insert("Nats-Expected-Last-Sequence", sequence.to_string());
                 *sequence += 1;
+                let id = headers.get("Nats-Msg-Id").cloned();
+                if let Some(before) = std::mem::replace(&mut before, id) {
+                    headers.insert("Nats-Expected-Last-Msg-Id", before);
+                }
             }
             if window.len() == WINDOW
                 && let Some(oldest) = window.pop_front()
@@ -283,9 +297,8 @@ impl Published {
 
 fn stop(error: &PublishError) -> Stop {
     match error.kind() {
-        PublishErrorKind::WrongLastSequence => Stop::Overtaken,
+        PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => Stop::Overtaken,
         PublishErrorKind::StreamNotFound
-        | PublishErrorKind::WrongLastMessageId
         | PublishErrorKind::TimedOut
         | PublishErrorKind::BrokenPipe
         | PublishErrorKind::MaxAckPending

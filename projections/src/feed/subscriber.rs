@@ -135,6 +135,11 @@ impl<M: Memory> Inbox<M> {
         &self.ledger
     }
 
+    /// Tells what is missing since an earlier life.
+    pub fn recall(&self, report: &mut impl FnMut(Report)) {
+        self.ledger.gaps().iter().for_each(|gap| report(Report::Gap(*gap)));
+    }
+
     /// Looks at an event before it is handled; says whether it has to be, and what it shows.
     pub fn look(&mut self, event: &CloudEvent, report: &mut impl FnMut(Report)) -> bool {
         let Entry { repeated, opened, new_epoch, .. } =
@@ -202,6 +207,7 @@ where
     F: Future<Output = Result<(), HandlerError>>,
 {
     let mut inbox = Inbox::open(memory, config.only_new)?;
+    inbox.recall(&mut report);
     let listening = async {
         let mut failures = 0;
         let mut said = None;

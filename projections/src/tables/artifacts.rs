@@ -5,6 +5,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::copy::{CopyRow, Fields};
 use super::{Statement, column};
 
 /// A row of `artifacts`.
@@ -78,4 +79,16 @@ fn statement(sql: &'static str, rows: &[&ArtifactRow]) -> Option<Statement> {
 /// Deletes the rows with these ids.
 pub fn delete(ids: &[Uuid]) -> Option<Statement> {
     super::delete("DELETE FROM artifacts WHERE id = ANY ($1)", ids)
+}
+
+impl CopyRow for ArtifactRow {
+    const COPY: &'static str = "COPY artifacts (id, meeting_id, type, s3_key, meta) FROM STDIN (FORMAT binary)";
+
+    fn fields(&self, fields: &mut Fields<'_>) {
+        fields.uuid(Some(self.id));
+        fields.uuid(self.meeting_id);
+        fields.text(Some(&self.artifact_type));
+        fields.text(self.s3_key.as_deref());
+        fields.jsonb(self.meta.as_ref());
+    }
 }

@@ -4,6 +4,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
+use super::copy::{CopyRow, Fields};
 use super::{Statement, column};
 
 /// What an event wrote under a key.
@@ -83,4 +84,15 @@ pub async fn sweep(
     .execute(connection)
     .await?;
     Ok(swept.rows_affected())
+}
+
+impl CopyRow for CacheWrite {
+    const COPY: &'static str = "COPY cache_staged (key, position, value, ttl) FROM STDIN (FORMAT binary)";
+
+    fn fields(&self, fields: &mut Fields<'_>) {
+        fields.text(Some(&self.key));
+        fields.bigint(Some(self.position));
+        fields.text(self.entry.as_ref().map(|(value, _)| value.as_str()));
+        fields.timestamp(self.entry.as_ref().and_then(|(_, ttl)| *ttl));
+    }
 }

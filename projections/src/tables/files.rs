@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::copy::{CopyRow, Fields};
 use super::{Statement, column};
 
 /// A row of `files`.
@@ -88,4 +89,19 @@ fn statement(sql: &'static str, rows: &[&FileRow]) -> Option<Statement> {
 /// Deletes the rows with these ids.
 pub fn delete(ids: &[Uuid]) -> Option<Statement> {
     super::delete("DELETE FROM files WHERE id = ANY ($1)", ids)
+}
+
+impl CopyRow for FileRow {
+    const COPY: &'static str = "COPY files (id, sha256, content_fp, mime, duration, size, owner, created_at) FROM STDIN (FORMAT binary)";
+
+    fn fields(&self, fields: &mut Fields<'_>) {
+        fields.uuid(Some(self.id));
+        fields.text(Some(&self.sha256));
+        fields.text(self.content_fp.as_deref());
+        fields.text(self.mime.as_deref());
+        fields.integer(self.duration);
+        fields.bigint(self.size);
+        fields.uuid(self.owner);
+        fields.timestamp(self.created_at);
+    }
 }

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::copy::{CopyRow, Fields};
 use super::{Statement, column};
 
 /// A row of `meetings`.
@@ -77,4 +78,17 @@ fn statement(sql: &'static str, rows: &[&MeetingRow]) -> Option<Statement> {
 /// Deletes the rows with these ids.
 pub fn delete(ids: &[Uuid]) -> Option<Statement> {
     super::delete("DELETE FROM meetings WHERE id = ANY ($1)", ids)
+}
+
+impl CopyRow for MeetingRow {
+    const COPY: &'static str = "COPY meetings (id, file_id, status, language, started_at, finished_at) FROM STDIN (FORMAT binary)";
+
+    fn fields(&self, fields: &mut Fields<'_>) {
+        fields.uuid(Some(self.id));
+        fields.uuid(self.file_id);
+        fields.text(Some(&self.status));
+        fields.text(self.language.as_deref());
+        fields.timestamp(self.started_at);
+        fields.timestamp(self.finished_at);
+    }
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::copy::{CopyRow, Fields};
 use super::{Statement, column};
 
 /// A row of `speakers`.
@@ -78,4 +79,16 @@ fn statement(sql: &'static str, rows: &[&SpeakerRow]) -> Option<Statement> {
 /// Deletes the rows with these ids.
 pub fn delete(ids: &[Uuid]) -> Option<Statement> {
     super::delete("DELETE FROM speakers WHERE id = ANY ($1)", ids)
+}
+
+impl CopyRow for SpeakerRow {
+    const COPY: &'static str = "COPY speakers (id, meeting_id, cluster_id, user_profile_id, confidence) FROM STDIN (FORMAT binary)";
+
+    fn fields(&self, fields: &mut Fields<'_>) {
+        fields.uuid(Some(self.id));
+        fields.uuid(self.meeting_id);
+        fields.text(self.cluster_id.as_deref());
+        fields.uuid(self.user_profile_id);
+        fields.float(self.confidence);
+    }
 }

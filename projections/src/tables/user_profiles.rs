@@ -7,6 +7,7 @@ use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
+use super::copy::{CopyRow, Fields};
 use super::{Statement, column};
 
 /// A row of `user_profiles`.
@@ -111,4 +112,15 @@ fn statement(sql: &'static str, rows: &[&UserProfileRow]) -> Option<Statement> {
 /// Deletes the rows with these ids.
 pub fn delete(ids: &[Uuid]) -> Option<Statement> {
     super::delete("DELETE FROM user_profiles WHERE id = ANY ($1)", ids)
+}
+
+impl CopyRow for UserProfileRow {
+    const COPY: &'static str = "COPY user_profiles (id, display_name, embeddings, created_at) FROM STDIN (FORMAT binary)";
+
+    fn fields(&self, fields: &mut Fields<'_>) {
+        fields.uuid(Some(self.id));
+        fields.text(Some(&self.display_name));
+        fields.jsonb((!self.embeddings.is_empty()).then_some(&self.embeddings));
+        fields.timestamp(self.created_at);
+    }
 }

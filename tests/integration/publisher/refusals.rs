@@ -119,8 +119,8 @@ async fn add_an_event_from_the_future(scene: &Scene) -> u64 {
     headers.insert("Nats-Msg-Id", id.as_str());
     headers.insert("ce-id", id);
     let subject = format!("minutebook.meeting.{}.registered", uuid::Uuid::from_u128(9));
-    let published =
-        scene.jetstream().await.publish_with_headers(subject, headers, "{}".into()).await.unwrap();
+    let context = scene.jetstream().await;
+    let published = context.publish_with_headers(subject, headers, "{}".into()).await.unwrap();
     published.await.unwrap().sequence
 }
 

@@ -85,9 +85,34 @@ async fn what_was_deleted_while_the_subscriber_was_away_is_told_and_stays_known_
     let subscriber = scene.subscribe("minutes", &["--json"]);
     subscriber.says("listening").await;
     run_what_it_told(&scene, &told).await;
-    subscriber.says("the missing events after position 1, up to position 3, have come").await;
+    subscriber.says("up to position 3, have come").await;
     scene.settled("minutes").await;
     assert_eq!(subscriber.stop().await.0, [2, 3]);
+    scene.close().await;
+}
+
+#[tokio::test]
+async fn a_gap_of_several_events_is_told_to_be_closed_once_and_as_it_was_told_to_be_open() {
+    let scene = Scene::start_with(&["--nats-duplicate-window", "0.1"]).await;
+    for n in 1..=6 {
+        scene.enter(n).await;
+    }
+    let stream = scene.published(6).await;
+    for position in 2..=5 {
+        delete(&stream, position).await;
+    }
+    let subscriber = scene.subscribe("minutes", &["--json"]);
+    let told = subscriber.says("after position 1, up to position 5").await;
+    // In pieces, too.
+    run_what_it_told(&scene, "`minutebook publish --from 3 --to 4`").await;
+    assert_eq!(subscriber.positions(4).await, [1, 6, 3, 4]);
+    run_what_it_told(&scene, &told).await;
+    let first = subscriber.says("have come").await;
+    assert_eq!(first, "the missing events after position 1, up to position 5, have come");
+    scene.settled("minutes").await;
+    let (positions, said) = subscriber.stop().await;
+    assert_eq!(positions, [1, 6, 3, 4, 2, 5]);
+    assert_eq!(said.matches("have come").count(), 1, "{said}");
     scene.close().await;
 }
 

@@ -10,7 +10,7 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use projections::feed::public_event::{EventType, MeetingCompleted};
-use projections::feed::stream::{StorageType, StreamConfig};
+use projections::feed::stream::StreamConfig;
 use projections::feed::subscriber::{HandlerError, IdempotentReceiver, NoMemory, SubscriberConfig, run};
 use serde_json::json;
 use sqlx::{Executor, PgPool};
@@ -27,18 +27,14 @@ const BROKER: &str = "MINUTEBOOK_TEST_SUBSCRIBER_BROKER";
 const DATABASE: &str = "MINUTEBOOK_TEST_SUBSCRIBER_DATABASE";
 
 fn config(url: String, event_type: &str, durable: &str) -> SubscriberConfig {
-    let stream = StreamConfig {
-        url,
-        credentials: None,
-        name: "MINUTEBOOK".to_owned(),
-        storage: StorageType::File,
-        replicas: 1,
-        max_age: Duration::ZERO,
-        max_bytes: -1,
-        duplicate_window: Duration::from_secs(120),
-    };
     let event_type = EventType::named(event_type).unwrap();
-    SubscriberConfig { stream, event_type, durable: Some(durable.to_owned()), only_new: false, tries: 100 }
+    SubscriberConfig {
+        stream: StreamConfig::at(url),
+        event_type,
+        durable: Some(durable.to_owned()),
+        only_new: false,
+        tries: 100,
+    }
 }
 
 #[tokio::test]
@@ -60,7 +56,8 @@ async fn an_effect_is_there_once_whenever_the_subscriber_is_killed_before_it_ack
         max_ack_pending: 1,
         ..pull::Config::default()
     };
-    scene.stream().await.create_consumer(sooner).await.unwrap();
+    let stream = scene.published(10).await;
+    stream.create_consumer(sooner).await.unwrap();
 
     let mut deaths = 0;
     while let Some(status) = service_dies(&scene).await {

@@ -68,10 +68,12 @@ impl FileMemory {
 
 impl Memory for FileMemory {
     fn load(&mut self) -> io::Result<Option<Ledger>> {
-        match fs::read_to_string(self.directory.join("ledger.json")) {
-            Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
+        let path = self.directory.join("ledger.json");
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| named(error.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(named(error)),
         }
     }
 
