@@ -46,7 +46,7 @@ pub async fn run(book: &Book, args: &PublishArgs) -> anyhow::Result<Done> {
     let sent = refill::refill(&book.store, &stream, first, to, progress).await;
     bar.finish_and_clear();
     let sent = sent?;
-    publication::mended(book.pool(), &stream.name, first).await?;
+    publication::mended(book.pool(), &stream.name, first, to).await?;
     if args.json {
         terminal::print(json!({"stream": stream.name, "from": args.from, "to": to, "events": sent}))?;
     } else {

@@ -94,7 +94,12 @@ async fn status(book: &Book) -> anyhow::Result<Status> {
 }
 
 fn feed(said: Said, head: i64) -> Feed {
-    let Said { stream, publication: Publication { epoch, position, .. }, state, detail, since } = said;
+    let Said { stream, publication: Publication { epoch, position, .. }, state, detail, since, lost_up_to } =
+        said;
+    let lost = (lost_up_to > 0).then(|| {
+        format!("the broker has lost events up to position {lost_up_to}: `minutebook publish --from 1` puts them back")
+    });
+    let detail = detail.or(lost);
     Feed { stream, epoch, position, lag_events: (head - position).max(0), state, detail, since }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use projections::feed::cloud_event::CloudEvent;
 use projections::feed::public_event::EventType;
 use projections::feed::subscriber::{
@@ -77,7 +79,7 @@ fn durable_name(name: &str) -> Result<String, String> {
 pub async fn run(database: &DatabaseConfig, args: SubscribeArgs) -> anyhow::Result<Done> {
     match state_dir(database, &args)? {
         Some(directory) => {
-            let memory = FileMemory::open(directory.clone());
+            let memory = FileMemory::open(directory.clone(), args.event_type);
             let memory = memory.with_context(|| format!("cannot use {}", directory.display()))?;
             follow(args, memory).await
         }
@@ -163,8 +165,10 @@ async fn execute(command: &str, event: &CloudEvent) -> Result<(), HandlerError> 
         .env(id_variable(event.event_type), event.aggregate_id.to_string())
         .env("MINUTEBOOK_CORRELATION_ID", event.correlation_id.as_deref().unwrap_or_default())
         .stdin(Stdio::piped())
-        .kill_on_drop(true)
+        // A group of its own: what the command starts goes with it.
+        .process_group(0)
         .spawn()?;
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()));
     let mut stdin = child.stdin.take();
     let writing = async {
         if let Some(stdin) = &mut stdin {
@@ -175,7 +179,20 @@ async fn execute(command: &str, event: &CloudEvent) -> Result<(), HandlerError> 
     };
     let ((), status) = tokio::join!(writing, child.wait());
     let status = status?;
+    group.0 = None;
     if status.success() { Ok(()) } else { Err(format!("the command ended with {status}").into()) }
+}
+
+/// The processes of a command that runs; they are killed when it is given up.
+struct Group(Option<i32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // An error says that none is left.
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
 }
 
 fn id_variable(event_type: &EventType) -> &'static str {

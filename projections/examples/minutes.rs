@@ -19,14 +19,15 @@ use tokio_util::sync::CancellationToken;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let directory = PathBuf::from(std::env::args().nth(1).ok_or("usage: minutes DIRECTORY")?);
+    let event_type = EventType::named("meeting.completed").ok_or("there is no such event")?;
     let config = SubscriberConfig {
         stream: StreamConfig::at(std::env::var("NATS_URL").map_err(|_| "NATS_URL names the broker")?),
-        event_type: EventType::named("meeting.completed").ok_or("there is no such event")?,
+        event_type,
         durable: Some("minutes".to_owned()),
         only_new: false,
         tries: 5,
     };
-    let memory = FileMemory::open(directory.join(".had"))?;
+    let memory = FileMemory::open(directory.join(".had"), event_type)?;
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {

@@ -117,6 +117,9 @@ async fn bare_loop(sizes: &[usize]) -> f64 {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Nats-Msg-Id", format!("{uuid}:{position}"));
         headers.insert("Nats-Expected-Last-Sequence", sequence.to_string());
+        if sequence > 0 {
+            headers.insert("Nats-Expected-Last-Msg-Id", format!("{uuid}:{sequence}"));
+        }
         headers.insert("ce-specversion", "1.0");
         headers.insert("ce-id", format!("{uuid}:{position}"));
         headers.insert("ce-source", format!("urn:minutebook:log:{uuid}"));

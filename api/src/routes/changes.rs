@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use domain::ids::MeetingId;
-use event_store::log::{BatchLimits, Filter};
+use event_store::log::{self, BatchLimits, Filter};
 use event_store::retry::backoff;
 use futures::stream;
 use projections::feed::cloud_event::{CloudEvent, event_id, parse_event_id};
@@ -56,9 +56,9 @@ struct Wanted {
     /// Only those of this meeting.
     #[param(value_type = Option<uuid::Uuid>)]
     meeting: Option<MeetingId>,
-    /// The first position; 1 if absent. `Last-Event-ID` wins over it.
-    #[param(minimum = 1)]
-    from: Option<i64>,
+    /// The first position, or `new` for whatever comes from now on; 1 if absent. `Last-Event-ID` wins over it.
+    #[param(example = "1")]
+    from: Option<String>,
 }
 
 /// Follow the changes
@@ -79,12 +79,9 @@ async fn follow(
     QueryOf(wanted): QueryOf<Wanted>,
 ) -> Result<Response, Problem> {
     let after = match headers.get(LAST_EVENT_ID) {
-        Some(id) => position_of(id.to_str().unwrap_or_default(), &state.book)?,
-        None => wanted.from.unwrap_or(1) - 1,
+        Some(id) => position_of(id.to_str().unwrap_or_default(), &state.book).await?,
+        None => position_before(wanted.from.as_deref(), &state.book).await?,
     };
-    if after < 0 {
-        return Err(Problem::invalid("invalid_query", "from must be at least 1"));
-    }
     let filter = filter(&wanted)?;
     let permit = state.followers.clone().try_acquire_owned().map_err(|_| Problem::too_many())?;
     let source = Source::after(state.book.store.clone(), after, filter).await?;
@@ -98,7 +95,19 @@ async fn follow(
     Ok(([("cache-control", "no-store"), ("x-accel-buffering", "no")], events).into_response())
 }
 
-fn position_of(id: &str, book: &SharedBook) -> Result<i64, Problem> {
+async fn position_before(from: Option<&str>, book: &SharedBook) -> Result<i64, Problem> {
+    match from {
+        None => Ok(0),
+        Some("new") => Ok(log::head(book.pool()).await?),
+        Some(number) => {
+            number.parse::<i64>().ok().filter(|from| *from >= 1).map(|from| from - 1).ok_or_else(|| {
+                Problem::invalid("invalid_query", "from must be a position of at least 1, or new")
+            })
+        }
+    }
+}
+
+async fn position_of(id: &str, book: &SharedBook) -> Result<i64, Problem> {
     let invalid =
         || Problem::invalid("invalid_header", "Last-Event-ID must be the id of an event of this feed");
     let (epoch, position) = parse_event_id(id).ok_or_else(invalid)?;
@@ -109,7 +118,8 @@ fn position_of(id: &str, book: &SharedBook) -> Result<i64, Problem> {
             "the log was restored since, and positions have been given out again: begin anew without Last-Event-ID",
         );
     }
-    if position > book.store.head().position() {
+    // Another process may have appended what this one has not heard of yet.
+    if position > book.store.head().position() && position > log::head(book.pool()).await? {
         return conflict("position_unknown", "the log has no such position: is this the right server?");
     }
     Ok(position)

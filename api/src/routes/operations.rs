@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
+use projections::feed::publication;
 use projections::feed::publisher::Publishing;
 use projections::freshness::{self, Lag};
 use projections::projector::Projection;
@@ -133,7 +134,12 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
         metrics::gauge!("minutebook_projection_lag_events").set(lag.events as f64);
         metrics::gauge!("minutebook_projection_lag_seconds").set(lag.seconds);
         let publishing = state.book.publishing.borrow().clone();
-        if let Publishing::Active { position } = publishing {
+        if publishing != Publishing::Off
+            && let Some(stream) = state.config.nats.stream()
+            && let Ok(publications) = publication::all(state.book.pool()).await
+            && let Some(said) = publications.iter().find(|said| said.stream == stream.name)
+        {
+            let position = said.publication.position;
             metrics::gauge!("minutebook_publish_position").set(position as f64);
             metrics::gauge!("minutebook_publish_lag_events").set((lag.head - position).max(0) as f64);
         }

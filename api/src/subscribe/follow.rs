@@ -67,6 +67,9 @@ async fn listen(
     failures: &mut u32,
 ) -> anyhow::Result<Lost> {
     let mut request = client.get(url.clone());
+    if inbox.ledger().epoch().is_none() && args.only_new {
+        request = request.query(&[("from", "new")]);
+    }
     if let Some(epoch) = inbox.ledger().epoch() {
         request = request.header("last-event-id", event_id(epoch, inbox.ledger().position()));
     }

@@ -189,6 +189,9 @@ impl CloudEvent {
     }
 }
 
+/// What a message's id ends with that was published again although the broker remembered it.
+pub const AGAIN_SUFFIX: &str = ":again";
+
 /// Returns the id of the event at `position` of an epoch.
 pub fn event_id(epoch: Uuid, position: i64) -> String {
     format!("{}:{position}", epoch.as_hyphenated())

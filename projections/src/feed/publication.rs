@@ -27,6 +27,8 @@ pub struct Said {
     pub detail: Option<String>,
     /// Since when.
     pub since: chrono::DateTime<chrono::Utc>,
+    /// Up to which position the broker has lost events; 0 if it has not.
+    pub lost_up_to: i64,
 }
 
 /// Holds the stream's row to the end of the transaction: nobody else publishes. Makes it where there is none.
@@ -101,14 +103,31 @@ pub async fn insist(executor: impl PgExecutor<'_>, stream: &str) -> Result<(), s
     Ok(())
 }
 
-/// Takes note that everything from position `from` on was published again: if that is from the first on,
-/// no loss is left to be told.
-pub async fn mended(executor: impl PgExecutor<'_>, stream: &str, from: i64) -> Result<(), sqlx::Error> {
+/// Takes note that the broker has lost events up to `position`.
+pub async fn lost(executor: impl PgExecutor<'_>, stream: &str, position: i64) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "UPDATE ops.publications SET detail = NULL WHERE stream = $1 AND state = 'active' AND $2 = 1",
+        "UPDATE ops.publications SET lost_up_to = greatest(lost_up_to, $2::bigint) WHERE stream = $1",
+    )
+    .bind(stream)
+    .bind(position)
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// Takes note that everything from position `from` to position `to` was published again.
+pub async fn mended(
+    executor: impl PgExecutor<'_>,
+    stream: &str,
+    from: i64,
+    to: i64,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE ops.publications SET lost_up_to = 0 WHERE stream = $1 AND $2::bigint = 1 AND $3 >= lost_up_to",
     )
     .bind(stream)
     .bind(from)
+    .bind(to)
     .execute(executor)
     .await?;
     Ok(())
@@ -117,7 +136,7 @@ pub async fn mended(executor: impl PgExecutor<'_>, stream: &str, from: i64) -> R
 /// Returns how all streams are.
 pub async fn all(executor: impl PgExecutor<'_>) -> Result<Vec<Said>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT stream, epoch, position, sequence, state, detail, since FROM ops.publications ORDER BY stream",
+        "SELECT stream, epoch, position, sequence, state, detail, since, lost_up_to FROM ops.publications ORDER BY stream",
     )
     .fetch_all(executor)
     .await?;
@@ -128,6 +147,7 @@ pub async fn all(executor: impl PgExecutor<'_>) -> Result<Vec<Said>, sqlx::Error
             state: row.try_get("state")?,
             detail: row.try_get("detail")?,
             since: row.try_get("since")?,
+            lost_up_to: row.try_get("lost_up_to")?,
         })
     };
     rows.iter().map(said).collect()

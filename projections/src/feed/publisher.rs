@@ -225,9 +225,11 @@ async fn lead(
     let mut connection = connecting
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
         .map_err(database("connecting the publisher"))?;
-    // What the stream has is known from the stream: its note here need not wait for the disk.
-    let asking = "SET synchronous_commit = off";
-    sqlx::query(asking).execute(&mut connection).await.map_err(database("preparing the connection"))?;
+    // What the stream has is known from the stream: its note here need not wait for the disk. A batch may
+    // take a slow broker some time.
+    for setting in ["SET synchronous_commit = off", "SET idle_in_transaction_session_timeout = '15min'"] {
+        sqlx::query(setting).execute(&mut connection).await.map_err(database("preparing the connection"))?;
+    }
     loop {
         let leads: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088004)")
             .fetch_one(&mut connection)
@@ -242,11 +244,10 @@ async fn lead(
 
     let client = stream::connect(config, "minutebook publisher").await?;
     let stream = EventStream::open(client, config).await?;
-    let Synchronized { at, lost } = synchronize(&mut connection, &stream, store, config).await?;
+    let at = synchronize(&mut connection, &stream, store, config).await?;
     info!(position = at.position, stream = config.name, "publishing");
     let epoch = store.identity().epoch;
-    let detail = lost.then_some("the broker has lost messages of the stream: `minutebook publish --from 1`");
-    publication::say(&mut connection, &config.name, epoch, "active", detail)
+    publication::say(&mut connection, &config.name, epoch, "active", None)
         .await
         .map_err(database("saying that it publishes"))?;
     publishing.send_replace(Publishing::Active { position: at.position });
@@ -314,22 +315,13 @@ pub async fn wait_until_shown(
     }
 }
 
-/// What a look at the stream's end and at the note of it said.
-#[derive(Debug, Clone, Copy)]
-pub struct Synchronized {
-    /// How far the stream is.
-    pub at: Publication,
-    /// Whether it has fewer messages than it had.
-    pub lost: bool,
-}
-
 /// Finds out how far the stream is, from its own tail and from the note of it, and takes note.
 pub async fn synchronize(
     connection: &mut PgConnection,
     stream: &EventStream,
     store: &EventStore,
     config: &StreamConfig,
-) -> Result<Synchronized, PublishError> {
+) -> Result<Publication, PublishError> {
     let mut turn = connection.begin().await.map_err(database("taking the turn"))?;
     let epoch = store.identity().epoch;
     let noted =
@@ -355,10 +347,13 @@ pub async fn synchronize(
             position = noted.position,
             "the broker has lost messages of the stream; `minutebook publish --from 1` puts them back"
         );
+        publication::lost(&mut *turn, &config.name, noted.position)
+            .await
+            .map_err(database("noting the loss"))?;
     }
     publication::note(&mut turn, &config.name, at).await.map_err(database("noting the position"))?;
     turn.commit().await.map_err(database("noting the position"))?;
-    Ok(Synchronized { at, lost })
+    Ok(at)
 }
 
 /// Decides from where to go on. The note is behind the tail after a crash; the tail is behind the note

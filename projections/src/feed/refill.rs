@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection};
 
 use super::cloud_event::CloudEvent;
 use super::publication;
-use super::publisher::{BATCH, PublishError, Synchronized, synchronize};
+use super::publisher::{BATCH, PublishError, synchronize};
 use super::source::Source;
 use super::stream::{self, EventStream, Stop, StreamConfig, StreamError};
 
@@ -27,7 +27,7 @@ pub async fn refill(
     let client = stream::connect(config, "minutebook publish").await?;
     let stream = EventStream::open(client, config).await?;
     // Before the first old event becomes the stream's tail, how far the publisher came is noted.
-    let Synchronized { at: mut known, .. } = synchronize(&mut connection, &stream, store, config).await?;
+    let mut known = synchronize(&mut connection, &stream, store, config).await?;
 
     // What the stream never had comes in order and without a hole: its tail says how far it is.
     let from = from.min(known.position + 1);

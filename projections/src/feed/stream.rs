@@ -12,12 +12,13 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 pub use async_nats::jetstream::stream::StorageType;
 use async_nats::jetstream::stream::{Config, RawMessageErrorKind, RetentionPolicy, Stream};
-use async_nats::{Client, ConnectOptions, HeaderValue};
+use async_nats::{Client, ConnectOptions, HeaderMap, HeaderValue};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::cloud_event::{Message, parse_event_id};
+use super::cloud_event::{AGAIN_SUFFIX, Message, parse_event_id};
 
 /// The subjects of the stream.
 const SUBJECTS: [&str; 2] = ["minutebook.meeting.*.*", "minutebook.profile.*.*"];
@@ -25,6 +26,8 @@ const SUBJECTS: [&str; 2] = ["minutebook.meeting.*.*", "minutebook.profile.*.*"]
 pub const WINDOW: usize = 256;
 /// How long the broker may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How often a message may have been lost while the broker remembers its id.
+const AGAIN: usize = 5;
 /// How far behind the end of the stream its last message of ours is looked for.
 const FOREIGN: u64 = 1000;
 
@@ -178,8 +181,8 @@ impl EventStream {
         for sequence in (oldest..=state.last_sequence).rev() {
             match self.stream.get_raw_message(sequence).await {
                 Ok(message) => {
-                    let id = message.headers.get("Nats-Msg-Id").map(async_nats::HeaderValue::as_str);
-                    if let Some(event) = id.and_then(parse_event_id) {
+                    let id = message.headers.get("Nats-Msg-Id").map(HeaderValue::as_str);
+                    if let Some(event) = id.and_then(|id| parse_event_id(id.trim_end_matches(AGAIN_SUFFIX))) {
                         return Ok(Tail { sequence: state.last_sequence, event: Some(event) });
                     }
                 }
@@ -204,8 +207,7 @@ impl EventStream {
         expected: Option<u64>,
     ) -> Published {
         let mut published = Published { events: 0, sequence: expected.unwrap_or(0), stopped: None };
-        let mut window: VecDeque<BoxFuture<'static, Result<PublishAck, PublishError>>> =
-            VecDeque::with_capacity(WINDOW);
+        let mut window: VecDeque<UnderWay> = VecDeque::with_capacity(WINDOW);
         let mut next = expected;
         let mut before: Option<HeaderValue> = None;
         for Message { subject, mut headers, data, .. } in messages {
@@ -219,27 +221,54 @@ impl EventStream {
             }
             if window.len() == WINDOW
                 && let Some(oldest) = window.pop_front()
-                && !published.settle(oldest.await, expected.is_some())
+                && !self.settle(oldest, expected.is_some(), &mut published).await
             {
                 return published;
             }
+            let again = expected.is_none().then(|| (subject.clone(), headers.clone(), data.clone()));
             let message = PublishMessage::build().headers(headers).payload(data);
             match self.context.send_publish(subject, message).await {
-                Ok(acknowledgement) => window.push_back(acknowledgement.into_future()),
+                Ok(sent) => window.push_back(UnderWay { acknowledgement: sent.into_future(), again }),
                 Err(error) => {
                     published.stopped = Some(stop(&error));
                     break;
                 }
             }
         }
-        for acknowledgement in window {
+        for oldest in window {
             let stopped = published.stopped.take();
-            if !published.settle(acknowledgement.await, expected.is_some()) {
+            if !self.settle(oldest, expected.is_some(), &mut published).await {
                 break;
             }
             published.stopped = stopped;
         }
         published
+    }
+
+    /// Waits for an acknowledgement; says whether the event is in its place. The broker may remember the id
+    /// of a message that it no longer has: that one is sent under another id.
+    async fn settle(&self, sent: UnderWay, in_order: bool, published: &mut Published) -> bool {
+        let mut acknowledged = sent.acknowledgement.await;
+        if let Some((subject, mut headers, data)) = sent.again {
+            for _ in 0..AGAIN {
+                let Ok(PublishAck { duplicate: true, sequence, .. }) = &acknowledged else { break };
+                let gone = match self.stream.get_raw_message(*sequence).await {
+                    Ok(_) => false,
+                    Err(error) => error.kind() == RawMessageErrorKind::NoMessageFound,
+                };
+                if !gone {
+                    break;
+                }
+                let id = headers.get("Nats-Msg-Id").map(HeaderValue::to_string).unwrap_or_default();
+                headers.insert("Nats-Msg-Id", format!("{id}{AGAIN_SUFFIX}"));
+                let message = PublishMessage::build().headers(headers.clone()).payload(data.clone());
+                acknowledged = match self.context.send_publish(subject.clone(), message).await {
+                    Ok(sent) => sent.await,
+                    Err(error) => Err(error),
+                };
+            }
+        }
+        published.settle(acknowledged, in_order)
     }
 
     /// Says where the feed stands, to whoever listens.
@@ -249,6 +278,12 @@ impl EventStream {
         let telling = self.context.client().publish(PROGRESS_SUBJECT, payload.into()).await;
         telling.map_err(|error| StreamError::broker("telling the progress", error))
     }
+}
+
+/// A message whose acknowledgement has not come yet; in a refill with what it takes to send it again.
+struct UnderWay {
+    acknowledgement: BoxFuture<'static, Result<PublishAck, PublishError>>,
+    again: Option<(String, HeaderMap, Bytes)>,
 }
 
 /// Where progress is told: outside the stream.

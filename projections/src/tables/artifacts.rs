@@ -82,7 +82,8 @@ pub fn delete(ids: &[Uuid]) -> Option<Statement> {
 }
 
 impl CopyRow for ArtifactRow {
-    const COPY: &'static str = "COPY artifacts (id, meeting_id, type, s3_key, meta) FROM STDIN (FORMAT binary)";
+    const COPY: &'static str =
+        "COPY artifacts (id, meeting_id, type, s3_key, meta) FROM STDIN (FORMAT binary)";
 
     fn fields(&self, fields: &mut Fields<'_>) {
         fields.uuid(Some(self.id));

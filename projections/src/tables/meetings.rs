@@ -81,7 +81,8 @@ pub fn delete(ids: &[Uuid]) -> Option<Statement> {
 }
 
 impl CopyRow for MeetingRow {
-    const COPY: &'static str = "COPY meetings (id, file_id, status, language, started_at, finished_at) FROM STDIN (FORMAT binary)";
+    const COPY: &'static str =
+        "COPY meetings (id, file_id, status, language, started_at, finished_at) FROM STDIN (FORMAT binary)";
 
     fn fields(&self, fields: &mut Fields<'_>) {
         fields.uuid(Some(self.id));

@@ -82,7 +82,8 @@ pub fn delete(ids: &[Uuid]) -> Option<Statement> {
 }
 
 impl CopyRow for SpeakerRow {
-    const COPY: &'static str = "COPY speakers (id, meeting_id, cluster_id, user_profile_id, confidence) FROM STDIN (FORMAT binary)";
+    const COPY: &'static str =
+        "COPY speakers (id, meeting_id, cluster_id, user_profile_id, confidence) FROM STDIN (FORMAT binary)";
 
     fn fields(&self, fields: &mut Fields<'_>) {
         fields.uuid(Some(self.id));

@@ -115,7 +115,8 @@ pub fn delete(ids: &[Uuid]) -> Option<Statement> {
 }
 
 impl CopyRow for UserProfileRow {
-    const COPY: &'static str = "COPY user_profiles (id, display_name, embeddings, created_at) FROM STDIN (FORMAT binary)";
+    const COPY: &'static str =
+        "COPY user_profiles (id, display_name, embeddings, created_at) FROM STDIN (FORMAT binary)";
 
     fn fields(&self, fields: &mut Fields<'_>) {
         fields.uuid(Some(self.id));

@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::feed::cloud_event::CloudEvent;
 use crate::feed::ledger::Ledger;
+use crate::feed::public_event::EventType;
 
 /// Where a subscriber keeps what it has had.
 pub trait Memory: Send {
@@ -39,20 +41,47 @@ impl Memory for NoMemory {
 #[derive(Debug)]
 pub struct FileMemory {
     directory: PathBuf,
+    event_type: &'static EventType,
     /// Locked while the subscriber lives: two under one name would each skip what the other had.
     _lock: File,
 }
 
+/// What `ledger.json` has.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    event_type: String,
+    ledger: Ledger,
+}
+
 impl FileMemory {
     /// Opens the directory, and makes it where it is not there.
-    pub fn open(directory: PathBuf) -> io::Result<Self> {
+    pub fn open(directory: PathBuf, event_type: &'static EventType) -> io::Result<Self> {
         fs::create_dir_all(&directory)?;
         let lock = File::create(directory.join("lock"))?;
         lock.try_lock().map_err(|_| {
             let text = format!("another subscriber uses {}", directory.display());
             io::Error::new(io::ErrorKind::WouldBlock, text)
         })?;
-        Ok(Self { directory, _lock: lock })
+        let memory = Self { directory, event_type, _lock: lock };
+        memory.read()?;
+        Ok(memory)
+    }
+
+    fn read(&self) -> io::Result<Option<Ledger>> {
+        let path = self.directory.join("ledger.json");
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(named(error)),
+        };
+        let kept: Kept = serde_json::from_str(&text).map_err(|error| named(error.into()))?;
+        if kept.event_type != self.event_type.short() {
+            // Its positions say nothing of another type.
+            let text = format!("it is of a subscriber to {}", kept.event_type);
+            return Err(named(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
+        Ok(Some(kept.ledger))
     }
 
     fn write(&self, name: &str, text: &str) -> io::Result<PathBuf> {
@@ -68,17 +97,12 @@ impl FileMemory {
 
 impl Memory for FileMemory {
     fn load(&mut self) -> io::Result<Option<Ledger>> {
-        let path = self.directory.join("ledger.json");
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        match fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| named(error.into())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(named(error)),
-        }
+        self.read()
     }
 
     fn keep(&mut self, ledger: &Ledger) -> io::Result<()> {
-        self.write("ledger.json", &serde_json::to_string(ledger)?)?;
+        let kept = Kept { event_type: self.event_type.short(), ledger: ledger.clone() };
+        self.write("ledger.json", &serde_json::to_string(&kept)?)?;
         Ok(())
     }
 

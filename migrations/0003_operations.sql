@@ -1,5 +1,8 @@
 -- What operators do with the tables, and how far they are.
 
+-- Up to which position the broker has lost events that it had; 0 once they were published again.
+ALTER TABLE ops.publications ADD COLUMN lost_up_to bigint NOT NULL DEFAULT 0;
+
 -- Promise: a row per rebuild that began. One that has no `finished_at` runs, or was killed: whether it runs
 -- is known from the advisory lock that a rebuild holds.
 CREATE TABLE ops.rebuilds (
