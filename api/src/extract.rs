@@ -218,7 +218,8 @@ fn header_id(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, P
     }
 }
 
-fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+/// Returns a header's text, if it is given; it must be given once, and printable.
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     match value.to_str() {

@@ -391,13 +391,15 @@ async fn help_names_every_command_and_shows_no_password() {
     Usage: minutebook [OPTIONS] <COMMAND>
 
     Commands:
-      serve    Answer HTTP and keep the tables up to date
-      demo     Play a few small meetings through their whole life, and show the tables
-      import   Bring recordings in from files
-      status   Show how the log and the tables stand
-      events   Print the log, one line an event
-      migrate  Bring the database's schema up to date, and do nothing else
-      help     Print this message or the help of the given subcommand(s)
+      serve      Answer HTTP and keep the tables up to date
+      demo       Play a few small meetings through their whole life, and show the tables
+      import     Bring recordings in from files
+      status     Show how the log and the tables stand
+      events     Print the log, one line an event
+      publish    Put events on the broker's stream again, where it lost them or never had them
+      subscribe  Follow the change feed, and hand each event to a program
+      migrate    Bring the database's schema up to date, and do nothing else
+      help       Print this message or the help of the given subcommand(s)
 
     Options:
           --database-url <URL>           PostgreSQL to use; without it an embedded one is started under
@@ -458,9 +460,7 @@ async fn migrating_at_once_and_again_changes_nothing() {
     // The template is migrated; a database of its own is not.
     let database = TestDatabase::create().await;
     let pool = database.pool().await;
-    pool.execute("DROP SCHEMA log CASCADE; DROP SCHEMA read CASCADE; DROP TABLE public._sqlx_migrations")
-        .await
-        .unwrap();
+    pool.execute("DROP SCHEMA log, ops, read CASCADE; DROP TABLE public._sqlx_migrations").await.unwrap();
     let arguments = ["migrate"];
     let all = (0..4).map(|_| run_on(&database, &arguments));
     for ran in futures::future::join_all(all).await {

@@ -27,6 +27,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /metrics -> 200
     GET /readyz -> 200 503
     GET /v1/cache/{key} -> 200 404 422 429 503
+    GET /v1/changes -> 200 404 409 422 429 503
     GET /v1/files -> 200 404 422 429 503
     GET /v1/files/{id} -> 200 404 422 429 503
     GET /v1/meetings -> 200 404 422 429 503

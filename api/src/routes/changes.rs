@@ -23,11 +23,11 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::ReadProblems;
+use super::{ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::book::SharedBook;
 use crate::error::Problem;
-use crate::extract::QueryOf;
+use crate::extract::{Fresh, QueryOf, header_text};
 
 /// What is read at once for one client, and so the most that is kept for it.
 const BATCH: BatchLimits = BatchLimits { events: 64, bytes: 512 * 1024 };
@@ -68,7 +68,7 @@ struct Wanted {
 /// type. Reconnect with `Last-Event-ID` and nothing is missed: browsers do so by themselves. A comment comes
 /// every 15 seconds as a heartbeat. A client that stops reading is dropped.
 #[utoipa::path(get, operation_id = "followChanges", path = "/v1/changes", tag = "changes",
-    params(Wanted, ("last-event-id" = Option<String>, Header, description = "The last event had.")),
+    params(Wanted, ReadHeaders, ("Last-Event-ID" = Option<String>, Header, description = "The last event had.")),
     responses((status = 200, body = String, content_type = "text/event-stream"),
               (status = 409, description = "`epoch_changed`, `position_unknown`: the log was restored", body = Problem,
                content_type = "application/problem+json"),
@@ -77,9 +77,10 @@ async fn follow(
     State(state): State<AppState>,
     headers: HeaderMap,
     QueryOf(wanted): QueryOf<Wanted>,
+    _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let after = match headers.get(LAST_EVENT_ID) {
-        Some(id) => position_of(id.to_str().unwrap_or_default(), &state.book).await?,
+    let after = match header_text(&headers, &LAST_EVENT_ID)? {
+        Some(id) => position_of(id, &state.book).await?,
         None => position_before(wanted.from.as_deref(), &state.book).await?,
     };
     let filter = filter(&wanted)?;

@@ -218,6 +218,10 @@ fn bad_header_values(name: &str) -> Vec<Vec<u8>> {
             bad.extend(["", "person", "robot:1", "Person:1", ":1"].map(str::to_owned));
             bad
         }
+        "Last-Event-ID" => {
+            let epoch = uuid::Uuid::nil();
+            ["", "1", "x:1", "ü", &format!("{epoch}:-1"), &format!("{epoch}:x")].map(str::to_owned).to_vec()
+        }
         "Minutebook-Correlation-Id" | "Minutebook-Causation-Id" => no_ids.map(str::to_owned).to_vec(),
         "Minutebook-Min-Position" => ["", "-1", "+1", "x", "1.5", "0x1", "1, 2", "9223372036854775808", "ü"]
             .map(str::to_owned)

@@ -14,7 +14,7 @@ async fn health_and_readiness_say_how_the_log_and_the_tables_stand() {
     scene.read("/v1/meetings", position).await;
     let ready = scene.get("/readyz").await.expect(200);
     let expected = json!({
-        "status": "ready", "projector": "active",
+        "status": "ready", "projector": "active", "publisher": "off",
         "log_head": 1, "read_models_position": 1, "lag_events": 0, "lag_seconds": 0.0,
     });
     assert_eq!(ready, expected);
