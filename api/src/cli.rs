@@ -12,7 +12,9 @@ use clap::{Parser, Subcommand};
 
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
-use crate::{demo, embedded, events, import, publish, serve, status, subscribe, telemetry, terminal};
+use crate::{
+    demo, embedded, events, import, publish, rebuild, serve, status, subscribe, telemetry, terminal,
+};
 
 /// The system of record of a meeting-processing pipeline
 #[derive(Debug, Parser)]
@@ -49,6 +51,10 @@ enum Command {
     },
     /// Print the log, one line an event
     Events(events::EventsArgs),
+    /// Build the tables from history beside the live ones, compare, and swap
+    Rebuild(rebuild::RebuildArgs),
+    /// Prove that the live tables are what the log says
+    Verify(rebuild::VerifyArgs),
     /// Put events on the broker's stream again, where it lost them or never had them
     Publish(publish::PublishArgs),
     /// Follow the change feed, and hand each event to a program
@@ -117,6 +123,8 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Import(_)
         | Command::Status { .. }
         | Command::Events(_)
+        | Command::Rebuild(_)
+        | Command::Verify(_)
         | Command::Publish(_)
         | Command::Subscribe(_)
         | Command::Migrate
@@ -134,6 +142,8 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         Command::Status { json } => with_book(&database, async |book| status::run(book, json).await).await,
         Command::Events(args) => with_book(&database, async |book| events::run(book, &args).await).await,
         Command::Publish(args) => with_book(&database, async |book| publish::run(book, &args).await).await,
+        Command::Rebuild(args) => with_book(&database, async |book| rebuild::run(book, &args).await).await,
+        Command::Verify(args) => with_book(&database, async |book| rebuild::verify(book, &args).await).await,
         Command::Subscribe(args) => subscribe::run(&database, args).await,
         Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
         Command::Openapi => {

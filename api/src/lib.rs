@@ -18,6 +18,7 @@ pub mod events;
 pub mod extract;
 pub mod import;
 pub mod publish;
+pub mod rebuild;
 pub mod routes;
 pub mod serve;
 pub mod status;

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use domain::event::{DecodeError, Event};
 use domain::ids::LogSecret;
 use futures::TryStreamExt;
-use sqlx::{PgExecutor, PgPool, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use crate::Identity;
@@ -173,19 +174,67 @@ async fn read_into(
             return Err(LogError::Hole { missing: expected, found: position });
         }
         expected += 1;
-        let text = |column: usize| row.try_get::<&str, _>(column).map_err(failed);
-        let payload = text(7)?;
-        let event = Event::decode(text(3)?, text(4)?, text(5)?, text(6)?, payload)
-            .map_err(|source| LogError::Decode { position, source })?;
-        let recorded_at = row.try_get(1).map_err(failed)?;
-        let sequence = row.try_get(2).map_err(failed)?;
-        events.push(Recorded { position, recorded_at, sequence, event });
-        bytes += payload.len();
+        let (recorded, size) = recorded(&row)?;
+        events.push(recorded);
+        bytes += size;
         if bytes >= limits.bytes {
             break;
         }
     }
     Ok(())
+}
+
+/// Reads and decodes the events of aggregates with ids before `to`, aggregate by aggregate, after the event
+/// with the id and the sequence `after`, as far as the log's position `until`; at most one batch.
+pub async fn read_aggregates(
+    connection: &mut PgConnection,
+    aggregate_type: &str,
+    after: &(String, i64),
+    to: &str,
+    until: i64,
+    limits: BatchLimits,
+) -> Result<Vec<Recorded>, LogError> {
+    let failed = |source| LogError::Database { after: 0, source };
+    let mut rows = sqlx::query(
+        "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
+                payload::text AS payload
+           FROM log.events
+          WHERE aggregate_type = $1 AND (aggregate_id, sequence) > ($2, $3) AND aggregate_id < $4
+            AND position <= $5
+          ORDER BY aggregate_id, sequence LIMIT $6",
+    )
+    .bind(aggregate_type)
+    .bind(&after.0)
+    .bind(after.1)
+    .bind(to)
+    .bind(until)
+    .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
+    .fetch(connection);
+    let mut events: Vec<Recorded> = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = rows.try_next().await.map_err(failed)? {
+        let (recorded, size) = recorded(&row)?;
+        events.push(recorded);
+        bytes += size;
+        if bytes >= limits.bytes {
+            break;
+        }
+    }
+    Ok(events)
+}
+
+/// Decodes a row of position, recorded_at, sequence, aggregate type and id, event type and version, payload;
+/// returns the payload's size with it.
+fn recorded(row: &PgRow) -> Result<(Recorded, usize), LogError> {
+    let position = row.try_get(0).map_err(|source| LogError::Database { after: 0, source })?;
+    let failed = |source| LogError::Database { after: position, source };
+    let text = |column: usize| row.try_get::<&str, _>(column).map_err(failed);
+    let payload = text(7)?;
+    let event = Event::decode(text(3)?, text(4)?, text(5)?, text(6)?, payload)
+        .map_err(|source| LogError::Decode { position, source })?;
+    let recorded_at = row.try_get(1).map_err(failed)?;
+    let sequence = row.try_get(2).map_err(failed)?;
+    Ok((Recorded { position, recorded_at, sequence, event }, payload.len()))
 }
 
 /// Which events a reader of the feed wants.
@@ -268,18 +317,13 @@ pub async fn read_for_feed(
         if dense && position != expected {
             return Err(LogError::Hole { missing: expected, found: position });
         }
-        let text = |column: usize| row.try_get::<&str, _>(column).map_err(failed);
-        let payload = text(7)?;
-        let event = Event::decode(text(3)?, text(4)?, text(5)?, text(6)?, payload)
-            .map_err(|source| LogError::Decode { position, source })?;
-        let recorded_at = row.try_get(1).map_err(failed)?;
-        let sequence = row.try_get(2).map_err(failed)?;
+        let (recorded, size) = recorded(&row)?;
         batch.events.push(FeedEvent {
-            recorded: Recorded { position, recorded_at, sequence, event },
+            recorded,
             correlation_id: row.try_get(8).map_err(failed)?,
             previous: row.try_get(9).map_err(failed)?,
         });
-        bytes += payload.len();
+        bytes += size;
         if batch.events.len() == limits.events || bytes >= limits.bytes {
             batch.whole = position >= until;
             break;
@@ -395,6 +439,46 @@ pub async fn identity(executor: impl PgExecutor<'_>) -> Result<Identity, sqlx::E
         epoch: row.try_get("epoch")?,
         secret: LogSecret::new(secret),
     })
+}
+
+/// Looks at the log itself: positions without a hole, sequences without a hole in every aggregate, times that
+/// never run backwards. Returns what is wrong, at most ten of each kind, in chunks with short snapshots.
+/// (That every event decodes is seen by whoever folds them.)
+pub async fn check(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
+    /// Events looked at by one statement.
+    const CHUNK: i64 = 100_000;
+    let mut problems = vec![];
+    let end = head(pool).await?;
+    let mut after = 0;
+    while after < end {
+        // The row before comes along: its time and place are what the first one follows.
+        let wrong: Vec<String> = sqlx::query_scalar(
+            "SELECT CASE WHEN position <> coalesce(before, 0) + 1
+                         THEN format('position %s follows %s', position, coalesce(before, 0))
+                         ELSE format('position %s was recorded before position %s', position, before) END
+               FROM (SELECT position, recorded_at, lag(position) OVER w AS before, lag(recorded_at) OVER w AS earlier
+                       FROM log.events WHERE position >= $1 AND position <= $2
+                     WINDOW w AS (ORDER BY position)) e
+              WHERE (position > $1 OR $1 = 0) AND (position <> coalesce(before, 0) + 1 OR recorded_at < earlier)
+              ORDER BY position LIMIT 10",
+        )
+        .bind(after)
+        .bind(after + CHUNK)
+        .fetch_all(pool)
+        .await?;
+        problems.extend(wrong);
+        after += CHUNK;
+    }
+    let torn: Vec<String> = sqlx::query_scalar(
+        "SELECT format('%s %s has %s events, numbered up to %s', aggregate_type, aggregate_id, count(*), max(sequence))
+           FROM log.events WHERE position <= $1
+          GROUP BY aggregate_type, aggregate_id HAVING count(*) <> max(sequence) LIMIT 10",
+    )
+    .bind(end)
+    .fetch_all(pool)
+    .await?;
+    problems.extend(torn);
+    Ok(problems)
 }
 
 /// Forgets at most `limit` commands accepted before `before`; returns how many.

@@ -9,6 +9,7 @@ pub mod fold;
 pub mod freshness;
 pub mod projector;
 pub mod queries;
+pub mod rebuild;
 pub mod schema;
 pub mod sweeper;
 pub mod tables;

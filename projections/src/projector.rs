@@ -15,8 +15,9 @@ mod read_ahead;
 use std::time::Duration;
 
 use event_store::EventStore;
-use event_store::log::LogError;
+use event_store::log::{self, BatchLimits, LogError};
 use event_store::retry::{backoff, is_transient};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -24,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
-use self::fold_ahead::fold_ahead;
-use self::read_ahead::read_ahead;
+use self::fold_ahead::{Folder, fold_ahead};
+use self::read_ahead::{BATCH, read_ahead};
 use crate::tables::Statement;
 use crate::tables::checkpoint::{self, Checkpoint};
 
@@ -59,7 +60,8 @@ pub enum Projection {
 
 /// Why projecting broke off.
 #[derive(Debug, thiserror::Error)]
-enum ProjectError {
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ProjectError {
     #[error("{phase} failed at position {position}")]
     Database {
         phase: &'static str,
@@ -166,6 +168,33 @@ fn without_content(error: &sqlx::Error) -> String {
     let code = database.and_then(|e| e.code()).unwrap_or_default().into_owned();
     let constraint = database.and_then(|e| e.constraint()).unwrap_or_default();
     format!("SQLSTATE {code} {constraint}")
+}
+
+/// Brings the generation that `options` lead to up to position `until`, and no further. Nobody else writes it.
+pub async fn catch_up(store: &EventStore, options: PgConnectOptions, until: i64) -> Result<(), ProjectError> {
+    let at_start = |phase| move |source| ProjectError::Database { phase, position: 0, source };
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+    let connecting = timeout(READ, PgConnection::connect_with(&options)).await;
+    let mut connection =
+        connecting.unwrap_or_else(|_| Err(timed_out())).map_err(at_start("connecting to catch up"))?;
+    let start = checkpoint::read(&mut connection).await.map_err(at_start("reading the checkpoint"))?;
+    let (written, watched) = watch::channel(start.position);
+    let mut folder = Folder::new(pool.clone(), watched);
+    let mut writer = Writer { connection, checkpoint: start };
+    while writer.checkpoint.position < until {
+        let position = writer.checkpoint.position;
+        let rest = usize::try_from(until - position).unwrap_or(usize::MAX);
+        let limits = BatchLimits { events: BATCH.events.min(rest), ..BATCH };
+        let (events, error) = log::read_recorded(store.pool(), position, limits).await;
+        if events.is_empty() {
+            return Err(error.map_or(ProjectError::TaskGone, ProjectError::Log));
+        }
+        let batch = folder.fold(&events).await?;
+        let position = timeout(WRITE, writer.write(batch)).await.map_err(|_| ProjectError::TimedOut)??;
+        written.send_replace(position);
+    }
+    pool.close().await;
+    Ok(())
 }
 
 /// Waits for the lock, then projects until something fails. The lock goes with the connection.

@@ -29,7 +29,7 @@ pub(super) async fn fold_ahead(
     written: watch::Receiver<i64>,
     folded: mpsc::Sender<Result<Batch, ProjectError>>,
 ) {
-    let mut folder = Folder { pool, written, cache: LruCache::new(CACHED) };
+    let mut folder = Folder::new(pool, written);
     while let Some(batch) = batches.recv().await {
         let batch = match batch {
             Ok(events) => folder.fold(&events).await,
@@ -42,7 +42,7 @@ pub(super) async fn fold_ahead(
     }
 }
 
-struct Folder {
+pub(super) struct Folder {
     pool: PgPool,
     written: watch::Receiver<i64>,
     /// Rows as the tables will show them when all batches folded so far are written.
@@ -50,7 +50,11 @@ struct Folder {
 }
 
 impl Folder {
-    async fn fold(&mut self, events: &[Recorded]) -> Result<Batch, ProjectError> {
+    pub(super) fn new(pool: PgPool, written: watch::Receiver<i64>) -> Self {
+        Self { pool, written, cache: LruCache::new(CACHED) }
+    }
+
+    pub(super) async fn fold(&mut self, events: &[Recorded]) -> Result<Batch, ProjectError> {
         let first = events.first().map_or(0, |event| event.position);
         let before = self.rows_before(events, first).await?;
         let mut after = before.clone();

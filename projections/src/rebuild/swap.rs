@@ -1,0 +1,137 @@
+//! The swap: another generation takes the live one's name, in one short transaction.
+//!
+//! Whoever writes the live tables holds their checkpoint's row; so the swap holds it too, and brings the other
+//! generation to the same position, in transactions of their own that are committed before. Then it waits, for
+//! a bounded time, for the readers of the moment, and renames. A statement that comes meanwhile waits, and
+//! finds the new tables. A projector that comes late finds another generation, and writes nothing.
+
+use std::time::{Duration, Instant};
+
+use event_store::EventStore;
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::time::sleep;
+
+use super::{PAUSE, RebuildError, TRIES, catch_up_to, connect, database};
+use crate::schema::{self, LIVE, PREVIOUS, quoted};
+use crate::tables::checkpoint;
+
+/// How long readers of the moment are waited for, before trying again later.
+const LOCK: &str = "SET LOCAL lock_timeout = '80ms'";
+/// The name that the live generation has in between, on the way back.
+const ASIDE: &str = "read_swapping";
+
+/// What the swap took.
+#[derive(Debug, Clone, Copy)]
+pub struct Swapped {
+    /// The position of both generations.
+    pub position: i64,
+    /// How long readers had to wait at most.
+    pub blocked: Duration,
+}
+
+/// Makes the generation in `schema` the live one; the live one becomes the previous one. From
+/// [`PREVIOUS`](schema::PREVIOUS) it is the way back: both change places.
+pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildError> {
+    let failed = database("swapping");
+    let mut connection = connect(store, LIVE).await?;
+    if !schema::exists(&mut connection, schema).await.map_err(&failed)? {
+        return Err(RebuildError::NoPrevious);
+    }
+    for _ in 0..TRIES {
+        // Near first, so that the live tables are held for a moment only.
+        let shown = checkpoint::read(store.pool()).await.map_err(&failed)?.position;
+        catch_up_to(store, schema, shown).await?;
+        let mut holding = connection.begin().await.map_err(&failed)?;
+        match try_swap(store, &mut holding, schema).await {
+            Ok(swapped) => {
+                let started = Instant::now();
+                holding.commit().await.map_err(&failed)?;
+                return Ok(Swapped { blocked: swapped.blocked + started.elapsed(), ..swapped });
+            }
+            Err(RebuildError::Busy) => {
+                holding.rollback().await.map_err(&failed)?;
+                sleep(PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(RebuildError::Busy)
+}
+
+async fn try_swap(
+    store: &EventStore,
+    holding: &mut PgConnection,
+    schema: &str,
+) -> Result<Swapped, RebuildError> {
+    let failed = |source: sqlx::Error| {
+        if is_busy(&source) { RebuildError::Busy } else { database("swapping")(source) }
+    };
+    holding.execute(LOCK).await.map_err(failed)?;
+    let held = checkpoint::lock(holding).await.map_err(failed)?;
+    catch_up_to(store, schema, held.position).await?;
+    let started = Instant::now();
+    // A reader of several tables sees them all before, or all after.
+    let tables = [
+        "checkpoint",
+        "meetings",
+        "files",
+        "speakers",
+        "artifacts",
+        "user_profiles",
+        "cache",
+        "cache_origin",
+    ];
+    let tables = tables.map(|table| format!("{}.{}", quoted(LIVE), quoted(table))).join(", ");
+    holding
+        .execute(format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE").as_str())
+        .await
+        .map_err(failed)?;
+    copy_grants(holding, schema).await.map_err(failed)?;
+    rename(holding, schema).await.map_err(failed)?;
+    // Never the same number twice, not even on the way back: a projector tells generations apart by it.
+    sqlx::query(&format!("UPDATE {}.checkpoint SET generation = $1", quoted(LIVE)))
+        .bind(held.generation + 1)
+        .execute(holding)
+        .await
+        .map_err(failed)?;
+    Ok(Swapped { position: held.position, blocked: started.elapsed() })
+}
+
+async fn rename(transaction: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    if schema != PREVIOUS {
+        schema::drop(transaction, PREVIOUS).await?;
+    }
+    for (from, to) in [(LIVE, ASIDE), (schema, LIVE), (ASIDE, PREVIOUS)] {
+        let rename = format!("ALTER SCHEMA {} RENAME TO {}", quoted(from), quoted(to));
+        transaction.execute(rename.as_str()).await?;
+    }
+    Ok(())
+}
+
+/// Who may do what with the live tables may do it with the others, before these are live.
+async fn copy_grants(transaction: &mut PgConnection, to: &str) -> Result<(), sqlx::Error> {
+    let statements: Vec<String> = sqlx::query_scalar(
+        "SELECT format('GRANT %s ON %I.%I TO %s', acl.privilege_type, $2::text, t.relname,
+                       CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END)
+           FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace, aclexplode(t.relacl) acl
+          WHERE n.nspname = $1 AND t.relkind = 'r'
+         UNION ALL
+         SELECT format('GRANT %s ON SCHEMA %I TO %s', acl.privilege_type, $2::text,
+                       CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END)
+           FROM pg_namespace n, aclexplode(n.nspacl) acl WHERE n.nspname = $1",
+    )
+    .bind(LIVE)
+    .bind(to)
+    .fetch_all(&mut *transaction)
+    .await?;
+    for statement in statements {
+        transaction.execute(statement.as_str()).await?;
+    }
+    Ok(())
+}
+
+/// Tells a lock that was not to be had in time, or a deadlock, from a failure.
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(code.as_deref(), Some("55P03" | "40P01"))
+}
