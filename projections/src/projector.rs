@@ -73,6 +73,8 @@ pub enum ProjectError {
     Log(#[from] LogError),
     #[error("the tables have moved from position {expected} to {found} behind the projector's back")]
     Overtaken { expected: i64, found: i64 },
+    #[error("generation {found} has taken the place of {expected}")]
+    Swapped { expected: i64, found: i64 },
     #[error("writing a batch took too long")]
     TimedOut,
     #[error("the tables refuse a batch of {events} events from position {first} on")]
@@ -118,6 +120,10 @@ pub async fn run(store: EventStore, projection: watch::Sender<Projection>, shutd
                 care = Care { until, events: events.div_ceil(16).min(events - 1) };
                 continue;
             }
+            if let ProjectError::Swapped { found, .. } = error {
+                info!(generation = found, "another generation is live");
+                continue;
+            }
             failures += 1;
             let pause = match stopping_reason(&error) {
                 Some((position, reason)) => {
@@ -157,6 +163,7 @@ fn stopping_reason(error: &ProjectError) -> Option<(i64, String)> {
         ProjectError::Log(LogError::Database { .. })
         | ProjectError::Database { .. }
         | ProjectError::Overtaken { .. }
+        | ProjectError::Swapped { .. }
         | ProjectError::TimedOut
         | ProjectError::TaskGone => None,
     }
@@ -270,6 +277,10 @@ impl Writer {
         let failed = |phase| move |source| ProjectError::Database { phase, position: first, source };
         let mut transaction = self.connection.begin().await.map_err(failed("beginning a batch"))?;
         let locked = checkpoint::lock(&mut transaction).await.map_err(failed("locking the checkpoint"))?;
+        if locked.generation != self.checkpoint.generation {
+            let (expected, found) = (self.checkpoint.generation, locked.generation);
+            return Err(ProjectError::Swapped { expected, found });
+        }
         if locked != self.checkpoint || locked.position + 1 != first {
             let (expected, found) = (self.checkpoint.position, locked.position);
             return Err(ProjectError::Overtaken { expected, found });
