@@ -97,7 +97,8 @@ impl NatsConfig {
     /// Returns how to reach the stream, if a broker is configured.
     pub fn stream(&self) -> Option<StreamConfig> {
         Some(StreamConfig {
-            url: self.nats_url.clone()?,
+            // A variable that is set to nothing is not set.
+            url: self.nats_url.clone().filter(|url| !url.is_empty())?,
             credentials: self.nats_credentials.clone(),
             name: self.nats_stream.clone(),
             storage: match self.nats_storage {

@@ -26,7 +26,7 @@ use crate::{telemetry, terminal};
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long a client may leave an answer unread.
-const UNREAD: Duration = Duration::from_secs(30);
+const UNREAD: Duration = Duration::from_secs(10);
 
 /// Serves until the signal to stop.
 pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Result<Done> {

@@ -29,7 +29,7 @@ struct Feed {
     epoch: Uuid,
     position: i64,
     lag_events: i64,
-    /// `active`, `waiting`, `refused` or `standby`.
+    /// `active`, `waiting`, `refused`, `standby` or `stopped`.
     state: String,
     detail: Option<String>,
     since: DateTime<Utc>,

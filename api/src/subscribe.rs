@@ -18,6 +18,7 @@ use projections::feed::subscriber::{
 };
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -102,10 +103,20 @@ fn state_dir(database: &DatabaseConfig, args: &SubscribeArgs) -> anyhow::Result<
 async fn follow(args: SubscribeArgs, memory: impl Memory) -> anyhow::Result<Done> {
     let mut stop = pin!(serve::stop_signal()?);
     let shutdown = CancellationToken::new();
+    let (unread, mut unread_receiver) = mpsc::channel(1);
     // An event in hand when the signal comes is not acknowledged: it comes again at the next start.
     let following = async {
-        let handler = async |event: CloudEvent| hand_over(&args, &event).await;
-        match (&args.server, args.nats.stream()) {
+        let handler = async |event: CloudEvent| {
+            execute_for(&args, &event).await?;
+            if let Err(error) = show(&args, &event) {
+                // Nobody reads any more: that is no fault of the event, which is not acknowledged.
+                let _ = unread.send(error).await;
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        };
+        let server = args.server.as_ref().filter(|server| !server.is_empty());
+        match (server, args.nats.stream()) {
             (Some(server), _) => follow::run(server, &args, memory, handler, report, &shutdown).await,
             (None, Some(stream)) => {
                 let config = SubscriberConfig {
@@ -124,6 +135,7 @@ async fn follow(args: SubscribeArgs, memory: impl Memory) -> anyhow::Result<Done
     };
     let mut following = pin!(following);
     tokio::select! {
+        Some(error) = unread_receiver.recv() => Err(error.into()),
         result = &mut following => result.map(|()| Done::Whole),
         () = &mut stop => {
             shutdown.cancel();
@@ -132,14 +144,19 @@ async fn follow(args: SubscribeArgs, memory: impl Memory) -> anyhow::Result<Done
     }
 }
 
-/// Prints the event, or runs the command with it.
-async fn hand_over(args: &SubscribeArgs, event: &CloudEvent) -> Result<(), HandlerError> {
+/// Runs the command with the event, if there is one.
+async fn execute_for(args: &SubscribeArgs, event: &CloudEvent) -> Result<(), HandlerError> {
     if let Some(command) = &args.exec {
         let running = execute(command, event);
         timeout(Duration::from_secs(args.exec_timeout), running)
             .await
             .map_err(|_| format!("the command took longer than {} s", args.exec_timeout))??;
     }
+    Ok(())
+}
+
+/// Prints the event.
+fn show(args: &SubscribeArgs, event: &CloudEvent) -> std::io::Result<()> {
     if args.json {
         terminal::print(event.to_json())?;
     } else if args.exec.is_none() {

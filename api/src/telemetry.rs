@@ -55,6 +55,10 @@ fn describe() {
     describe_counter!("minutebook_publish_failures_total", "Times that publishing was interrupted");
     describe_gauge!("minutebook_publish_position", "The last position that the stream has");
     describe_gauge!("minutebook_publish_lag_events", "Events that the stream does not have yet");
+    describe_gauge!(
+        "minutebook_publish_lost_up_to",
+        "Up to which position the broker has lost events; 0 if it has not"
+    );
     describe_gauge!("minutebook_publish_healthy", "1 unless the publisher waits or refuses to go on");
     describe_gauge!("minutebook_log_head", "The newest position of the log");
     describe_gauge!("minutebook_projection_position", "The last position that the tables show");

@@ -26,7 +26,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use self::fold_ahead::{Folder, fold_ahead};
-use self::read_ahead::{BATCH, read_ahead};
+pub use self::read_ahead::BATCH;
+use self::read_ahead::read_ahead;
 use crate::tables::Statement;
 use crate::tables::checkpoint::{self, Checkpoint};
 
@@ -177,8 +178,14 @@ fn without_content(error: &sqlx::Error) -> String {
     format!("SQLSTATE {code} {constraint}")
 }
 
-/// Brings the generation that `options` lead to up to position `until`, and no further. Nobody else writes it.
-pub async fn catch_up(store: &EventStore, options: PgConnectOptions, until: i64) -> Result<(), ProjectError> {
+/// Brings the generation that `options` lead to up to position `until`, and no further, at most `at_once` in a
+/// transaction. Nobody else writes it.
+pub async fn catch_up(
+    store: &EventStore,
+    options: PgConnectOptions,
+    until: i64,
+    at_once: BatchLimits,
+) -> Result<(), ProjectError> {
     let at_start = |phase| move |source| ProjectError::Database { phase, position: 0, source };
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
     let connecting = timeout(READ, PgConnection::connect_with(&options)).await;
@@ -191,7 +198,7 @@ pub async fn catch_up(store: &EventStore, options: PgConnectOptions, until: i64)
     while writer.checkpoint.position < until {
         let position = writer.checkpoint.position;
         let rest = usize::try_from(until - position).unwrap_or(usize::MAX);
-        let limits = BatchLimits { events: BATCH.events.min(rest), ..BATCH };
+        let limits = BatchLimits { events: at_once.events.min(rest), ..at_once };
         let (events, error) = log::read_recorded(store.pool(), position, limits).await;
         if events.is_empty() {
             return Err(error.map_or(ProjectError::TaskGone, ProjectError::Log));

@@ -397,7 +397,7 @@ pub async fn discard(store: &EventStore, schema: &str) -> Result<(), RebuildErro
 
 /// Brings the generation in `schema` to position `until`, with the live projector's own statements.
 pub async fn catch_up_to(store: &EventStore, schema: &str, until: i64) -> Result<(), RebuildError> {
-    Ok(catch_up(store, schema::options(store.pool(), schema), until).await?)
+    Ok(catch_up(store, schema::options(store.pool(), schema), until, BATCH).await?)
 }
 
 /// How long the live tables are held for the swap or for the look at both generations, and how often.

@@ -235,19 +235,19 @@ fn report(ran: &Ran) -> Value {
 }
 
 /// A recording as these tests read it.
-struct Recording {
+pub(crate) struct Recording {
     sha256: String,
     /// In seconds, rounded up.
     duration: i32,
     labels: BTreeSet<String>,
 }
 
-fn rttm_files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn rttm_files(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
 /// Reads a file's recordings, in another way than the program: fields by blanks, times as decimals.
-fn read(path: &Path) -> Vec<Recording> {
+pub(crate) fn read(path: &Path) -> Vec<Recording> {
     let text = fs::read_to_string(path).unwrap();
     let mut lines_of = BTreeMap::<&str, Vec<&str>>::new();
     for line in text.lines() {
@@ -276,7 +276,7 @@ fn milliseconds(decimal: &str) -> u64 {
 }
 
 /// Checks that the tables have these recordings, completed, and nothing else.
-async fn assert_book_has(pool: &PgPool, recordings: &[Recording]) {
+pub(crate) async fn assert_book_has(pool: &PgPool, recordings: &[Recording]) {
     let identity = event_store::log::identity(pool).await.unwrap();
     type Shown = (Uuid, Uuid, String, Option<i32>, Option<Uuid>, Option<String>, String, Vec<String>);
     let query = "SELECT m.id, f.id, f.sha256, f.duration, f.owner, f.mime, m.status,

@@ -18,5 +18,6 @@ mod nats_harness;
 mod openapi;
 mod publisher;
 mod read_models;
+mod rebuild;
 mod smoke;
 mod subscriber;

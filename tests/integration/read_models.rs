@@ -4,7 +4,7 @@
 mod cache;
 mod freshness;
 pub(crate) mod history;
-mod random;
+pub(crate) mod random;
 mod schema;
 mod stopped;
 mod tables;

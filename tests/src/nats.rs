@@ -25,6 +25,7 @@ pub struct NatsServer {
     /// None until the server has found one. It is kept from then on, because clients reconnect to the address
     /// that they know.
     port: Option<u16>,
+    config: &'static str,
     /// The configuration, the log and JetStream's storage.
     directory: TempDir,
 }
@@ -32,8 +33,13 @@ pub struct NatsServer {
 impl NatsServer {
     /// Starts a server on a free port, with empty storage.
     pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// Starts one with further lines in its configuration.
+    pub async fn start_with(config: &'static str) -> Self {
         let directory = tempfile::Builder::new().prefix("minutebook-nats-").tempdir().unwrap();
-        let mut server = Self { child: None, port: None, directory };
+        let mut server = Self { child: None, port: None, config, directory };
         server.restart().await;
         server
     }
@@ -56,7 +62,7 @@ impl NatsServer {
     /// Starts the stopped or killed server again, on the same port and the same storage.
     pub async fn restart(&mut self) {
         assert!(self.child.is_none(), "it is running: stop or kill it first");
-        let mut child = spawn(self.directory.path(), self.port);
+        let mut child = spawn(self.directory.path(), self.port, self.config);
         let pid = child.id().unwrap();
         let ready = async {
             while !self.is_ready(pid).await {
@@ -142,10 +148,10 @@ impl Drop for NatsServer {
 
 /// Starts a server on `port`, or on a port that it finds itself: one that we found for it could be taken before
 /// it listens.
-fn spawn(directory: &Path, port: Option<u16>) -> Child {
+fn spawn(directory: &Path, port: Option<u16>, more: &str) -> Child {
     let config = directory.join("nats-server.conf");
     let text = format!(
-        "host: '127.0.0.1'\nport: {}\nports_file_dir: '{}'\njetstream {{ store_dir: '{}' }}\n",
+        "host: '127.0.0.1'\nport: {}\nports_file_dir: '{}'\njetstream {{ store_dir: '{}' }}\n{more}\n",
         port.map_or(-1, i32::from),
         directory.display(),
         storage(directory).display(),

@@ -32,7 +32,7 @@ use crate::extract::{Fresh, QueryOf, header_text};
 /// What is read at once for one client, and so the most that is kept for it.
 const BATCH: BatchLimits = BatchLimits { events: 64, bytes: 512 * 1024 };
 /// How long a client may leave an event unread before it is dropped.
-const UNREAD: Duration = Duration::from_secs(30);
+const UNREAD: Duration = Duration::from_secs(10);
 /// How often a client that hears nothing else hears a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often reading is tried again before the client is sent away to reconnect.

@@ -141,6 +141,7 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
         {
             let position = said.publication.position;
             metrics::gauge!("minutebook_publish_position").set(position as f64);
+            metrics::gauge!("minutebook_publish_lost_up_to").set(said.lost_up_to as f64);
             metrics::gauge!("minutebook_publish_lag_events").set((lag.head - position).max(0) as f64);
         }
         metrics::gauge!("minutebook_publish_healthy").set(f64::from(publishing.reason().is_none()));

@@ -52,7 +52,8 @@ struct Lost(String);
 fn changes_url(server: &str, args: &SubscribeArgs) -> anyhow::Result<Url> {
     let url = Url::parse(server).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
     let Some(mut url) = url else { bail!("--server must be a URL such as http://127.0.0.1:8642") };
-    url.set_path("/v1/changes");
+    let path = format!("{}/v1/changes", url.path().trim_end_matches('/'));
+    url.set_path(&path);
     url.set_query(Some(&format!("type={}", args.event_type.short())));
     Ok(url)
 }
@@ -71,7 +72,9 @@ async fn listen(
         request = request.query(&[("from", "new")]);
     }
     if let Some(epoch) = inbox.ledger().epoch() {
-        request = request.header("last-event-id", event_id(epoch, inbox.ledger().position()));
+        // What is missing is in the log: from there on; what was had is passed over.
+        let from = inbox.ledger().gaps().first().map_or(inbox.ledger().position(), |gap| gap.after);
+        request = request.header("last-event-id", event_id(epoch, from));
     }
     let mut response = match timeout(SILENCE, request.send()).await {
         Ok(Ok(response)) => response,
@@ -79,11 +82,20 @@ async fn listen(
         Err(_) => return Ok(Lost("the server does not answer".to_owned())),
     };
     match response.status() {
-        StatusCode::OK => report(Report::Listening),
+        StatusCode::OK => {
+            let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+            if !kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
+                bail!("the server's answer is not a feed: is --server a Minutebook?");
+            }
+            report(Report::Listening);
+        }
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
             return Ok(Lost(format!("the server answers {status}")));
         }
-        status => bail!("the server answers {status}: {}", response.text().await.unwrap_or_default()),
+        status => {
+            let text = response.text().await.unwrap_or_default();
+            bail!("the server answers {status}: {}", text.chars().take(300).collect::<String>());
+        }
     }
     let mut lines = Lines::default();
     loop {

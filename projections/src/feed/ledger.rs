@@ -122,6 +122,17 @@ impl Ledger {
             && !self.missing.iter().any(|gap| gap.after < position && position <= gap.up_to)
     }
 
+    /// Says whether it is not known yet where the subscriber begins.
+    pub const fn is_open(&self) -> bool {
+        self.position.is_none()
+    }
+
+    /// Takes note that the subscriber begins after position `newest`.
+    pub fn begin(&mut self, epoch: Uuid, newest: i64) {
+        self.epoch = Some(epoch);
+        self.position = Some(newest);
+    }
+
     /// Takes note that the newest event of the type is at `newest`, and was not had in time.
     pub fn miss(&mut self, epoch: Uuid, newest: i64) -> Option<Gap> {
         let position = self.position?;

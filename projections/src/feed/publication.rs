@@ -21,7 +21,7 @@ pub struct Said {
     pub stream: String,
     /// How far it is.
     pub publication: Publication,
-    /// `active`, `waiting`, `refused` or `standby`.
+    /// `active`, `waiting`, `refused`, `standby` or `stopped`.
     pub state: String,
     /// What is the matter.
     pub detail: Option<String>,
@@ -50,6 +50,14 @@ pub async fn hold(
     .execute(&mut *connection)
     .await?;
     publication(&sqlx::query(HOLD).bind(stream).fetch_one(connection).await?)
+}
+
+/// Says whether the publisher has refused to go on, and not gone on since.
+pub async fn is_refused(connection: &mut PgConnection, stream: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT state = 'refused' FROM ops.publications WHERE stream = $1")
+        .bind(stream)
+        .fetch_one(connection)
+        .await
 }
 
 /// Takes note of how far the stream is. Whoever does so holds the row.
@@ -136,7 +144,14 @@ pub async fn mended(
 /// Returns how all streams are.
 pub async fn all(executor: impl PgExecutor<'_>) -> Result<Vec<Said>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT stream, epoch, position, sequence, state, detail, since, lost_up_to FROM ops.publications ORDER BY stream",
+        // A publisher that was killed could not say so; its lock has gone.
+        "SELECT stream, epoch, position, sequence, detail, since, lost_up_to,
+                CASE WHEN state = 'active' AND NOT EXISTS (
+                         SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                          WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted
+                            AND (l.classid::bigint << 32) + l.objid::bigint = 7165932018841088004)
+                     THEN 'stopped' ELSE state END AS state
+           FROM ops.publications ORDER BY stream",
     )
     .fetch_all(executor)
     .await?;

@@ -162,7 +162,7 @@ pub async fn run(
             let (state, pause) = match &error {
                 PublishError::AnotherEpoch { .. }
                 | PublishError::AheadOfLog { .. }
-                | PublishError::Stream(StreamError::Subjects { .. }) => {
+                | PublishError::Stream(StreamError::Subjects { .. } | StreamError::Unfit { .. }) => {
                     (Publishing::Refused { reason: error.to_string() }, REFUSED)
                 }
                 PublishError::Log(LogError::Hole { .. } | LogError::Decode { .. }) => {
@@ -199,7 +199,12 @@ pub async fn run(
         }
     };
     shutdown.run_until_cancelled(working).await;
-    publishing.send_replace(Publishing::Standby);
+    let before = publishing.send_replace(Publishing::Standby);
+    if before != Publishing::Standby {
+        let epoch = store.identity().epoch;
+        let saying = publication::say(store.pool(), &config.name, epoch, "stopped", None);
+        let _ = timeout(Duration::from_secs(5), saying).await;
+    }
 }
 
 /// What serde and the log say of an event at fault has no content of it.
@@ -329,18 +334,11 @@ pub async fn synchronize(
     let tail = stream.tail().await?;
     // The tail first, the head after it: what was published was in the log before.
     let head = event_store::log::head(&mut *turn).await.map_err(database("asking for the log's end"))?;
-    let at = match position_after(noted, tail, epoch, head, &config.name) {
-        Ok(at) => at,
-        Err(error) => {
-            // The note may be as wrong as the stream; what is left of the stream says how far it is.
-            let nothing = Publication { epoch, position: 0, sequence: 0 };
-            publication::note(&mut turn, &config.name, nothing)
-                .await
-                .map_err(database("noting the position"))?;
-            turn.commit().await.map_err(database("noting the position"))?;
-            return Err(error);
-        }
-    };
+    // Whoever was told to remove the stream did so: it is filled anew.
+    let anew = tail.sequence == 0
+        && publication::is_refused(&mut turn, &config.name).await.map_err(database("reading the note"))?;
+    let noted = if anew { Publication { epoch, position: 0, sequence: 0 } } else { noted };
+    let at = position_after(noted, tail, epoch, head, &config.name)?;
     let lost = noted.epoch == epoch && tail.sequence < u64::try_from(noted.sequence).unwrap_or(0);
     if lost {
         warn!(

@@ -12,7 +12,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 pub use async_nats::jetstream::stream::StorageType;
 use async_nats::jetstream::stream::{Config, RawMessageErrorKind, RetentionPolicy, Stream};
-use async_nats::{Client, ConnectOptions, HeaderMap, HeaderValue};
+use async_nats::{Client, ConnectOptions, HeaderMap, HeaderValue, ServerAddr};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::time::timeout;
@@ -34,7 +34,8 @@ const FOREIGN: u64 = 1000;
 /// Where the broker is, and how the stream is to be.
 #[derive(Debug, Clone)]
 pub struct StreamConfig {
-    /// The broker: `nats://host:port`, with user and password where it wants them.
+    /// The broker: `nats://host:port`, with user and password or a token where it wants them; several servers of
+    /// a cluster are separated by commas.
     pub url: String,
     /// A file with credentials, where the broker wants one.
     pub credentials: Option<std::path::PathBuf>,
@@ -79,6 +80,14 @@ pub enum StreamError {
         /// What came of it.
         cause: String,
     },
+    /// The stream does not keep what it is given.
+    #[error("the stream {name} is not fit for the feed: {why}; name another one, or remove it")]
+    Unfit {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The stream is not one for this feed.
     #[error("the stream {name} does not take the subjects {}; name another one, or remove it", SUBJECTS.join(" and "))]
     Subjects {
@@ -111,7 +120,17 @@ pub async fn connect(config: &StreamConfig, name: &str) -> Result<Client, Stream
     if let Some(path) = &config.credentials {
         options = options.credentials_file(path).await.map_err(|error| failed(error.to_string()))?;
     }
-    let connecting = options.connect(config.url.as_str());
+    let servers = config.url.split(',').map(|url| url.trim().parse::<ServerAddr>());
+    let servers =
+        servers.collect::<Result<Vec<_>, _>>().map_err(|_| failed("the URL cannot be read".to_owned()))?;
+    // The client does not take them from the URL by itself.
+    let user = servers.iter().find_map(|server| Some((server.username()?.to_owned(), server.password())));
+    options = match user {
+        Some((user, Some(password))) => options.user_and_password(user, password.to_owned()),
+        Some((token, None)) => options.token(token),
+        None => options,
+    };
+    let connecting = options.connect(servers);
     timeout(2 * ANSWER, connecting)
         .await
         .map_err(|_| failed("no answer".to_owned()))?
@@ -157,6 +176,19 @@ impl EventStream {
             .all(|ours| subjects.iter().any(|subject| subject == ours || subject == "minutebook.>"))
         {
             return Err(StreamError::Subjects { name: config.name.clone() });
+        }
+        let found = &stream.cached_info().config;
+        let why = if found.retention != RetentionPolicy::Limits {
+            Some("its retention is not `limits`, so messages go when somebody has had them")
+        } else if found.no_ack {
+            Some("it does not acknowledge")
+        } else if found.max_messages_per_subject > 0 {
+            Some("it keeps only so many messages of a subject")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            return Err(StreamError::Unfit { name: config.name.clone(), why });
         }
         Ok(Self { context, stream })
     }

@@ -179,6 +179,11 @@ impl<M: Memory> Inbox<M> {
         self.enter(event, report)
     }
 
+    fn begin(&mut self, progress: &Progress, newest: i64) -> std::io::Result<()> {
+        self.ledger.begin(progress.epoch, newest);
+        self.memory.keep(&self.ledger)
+    }
+
     fn miss(
         &mut self,
         progress: &Progress,
@@ -281,6 +286,13 @@ where
                 let Ok(told) = serde_json::from_slice::<Progress>(&told.payload) else { continue };
                 *failures = 0;
                 let newest = told.newest.get(config.event_type.full).copied().unwrap_or(0);
+                if inbox.ledger().is_open() {
+                    // From here on nothing may be missing, also not the very next one.
+                    if nothing_pending(&consumer).await {
+                        inbox.begin(&told, newest)?;
+                    }
+                    continue;
+                }
                 let behind = newest > inbox.ledger().position();
                 // One that is only under way has come when it is told again.
                 if behind && suspicion == Some(newest) && nothing_pending(&consumer).await {

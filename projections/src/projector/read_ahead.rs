@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::{Care, ProjectError, READ, timed_out};
 
 /// What is read and written at once.
-pub(super) const BATCH: BatchLimits = BatchLimits { events: 4096, bytes: 8 * 1024 * 1024 };
+pub const BATCH: BatchLimits = BatchLimits { events: 4096, bytes: 8 * 1024 * 1024 };
 
 /// Reads and decodes batches from after `position` on, as they come, with `care` where it is asked for.
 pub(super) async fn read_ahead(

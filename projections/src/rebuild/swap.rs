@@ -17,8 +17,12 @@ use crate::tables::checkpoint;
 
 /// How long readers of the moment are waited for, before trying again later.
 const LOCK: &str = "SET LOCAL lock_timeout = '80ms'";
+/// How long the writer of the moment is waited for; readers go on meanwhile.
+const LOCK_WRITERS: &str = "SET LOCAL lock_timeout = '2s'";
 /// The name that the live generation has in between, on the way back.
 const ASIDE: &str = "read_swapping";
+/// The name that the generation before the previous one has until it is dropped: nobody waits for that.
+const OLD: &str = "read_old";
 
 /// What the swap took.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +41,7 @@ pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildEr
     if !schema::exists(&mut connection, schema).await.map_err(&failed)? {
         return Err(RebuildError::NoPrevious);
     }
+    schema::drop(&mut connection, OLD).await.map_err(&failed)?;
     for _ in 0..TRIES {
         // Near first, so that the live tables are held for a moment only.
         let shown = checkpoint::read(store.pool()).await.map_err(&failed)?.position;
@@ -46,7 +51,9 @@ pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildEr
             Ok(swapped) => {
                 let started = Instant::now();
                 holding.commit().await.map_err(&failed)?;
-                return Ok(Swapped { blocked: swapped.blocked + started.elapsed(), ..swapped });
+                let blocked = swapped.blocked + started.elapsed();
+                schema::drop(&mut connection, OLD).await.map_err(&failed)?;
+                return Ok(Swapped { blocked, ..swapped });
             }
             Err(RebuildError::Busy) => {
                 holding.rollback().await.map_err(&failed)?;
@@ -66,18 +73,22 @@ async fn try_swap(
     let failed = |source: sqlx::Error| {
         if is_busy(&source) { RebuildError::Busy } else { database("swapping")(source) }
     };
-    holding.execute(LOCK).await.map_err(failed)?;
+    // The table before its row: a projector that came for the row would wait with a lock on the table, which
+    // the swap then waits for in turn. Readers pass, so this may take longer.
+    let writers = format!("{LOCK_WRITERS}; LOCK TABLE {}.checkpoint IN EXCLUSIVE MODE; {LOCK}", quoted(LIVE));
+    holding.execute(writers.as_str()).await.map_err(failed)?;
     let held = checkpoint::lock(holding).await.map_err(failed)?;
     catch_up_to(store, schema, held.position).await?;
     let started = Instant::now();
-    // A reader of several tables sees them all before, or all after.
+    // A reader of several tables sees them all before, or all after. They are locked in the order in which
+    // readers come to them (`queries`): none holds one and waits for another that is locked already.
     let tables = [
-        "checkpoint",
         "meetings",
         "files",
+        "user_profiles",
+        "checkpoint",
         "speakers",
         "artifacts",
-        "user_profiles",
         "cache",
         "cache_origin",
     ];
@@ -98,10 +109,9 @@ async fn try_swap(
 }
 
 async fn rename(transaction: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
-    if schema != PREVIOUS {
-        schema::drop(transaction, PREVIOUS).await?;
-    }
-    for (from, to) in [(LIVE, ASIDE), (schema, LIVE), (ASIDE, PREVIOUS)] {
+    let aside =
+        (schema != PREVIOUS && schema::exists(transaction, PREVIOUS).await?).then_some((PREVIOUS, OLD));
+    for (from, to) in aside.into_iter().chain([(LIVE, ASIDE), (schema, LIVE), (ASIDE, PREVIOUS)]) {
         let rename = format!("ALTER SCHEMA {} RENAME TO {}", quoted(from), quoted(to));
         transaction.execute(rename.as_str()).await?;
     }

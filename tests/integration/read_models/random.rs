@@ -99,7 +99,8 @@ async fn the_comparison_sees_a_row_that_is_wrong_missing_or_one_too_many() {
     }
 }
 
-fn meeting_command(random: &mut fastrand::Rng, id: MeetingId) -> MeetingCommand {
+/// Any command of a meeting; most are refused.
+pub(crate) fn meeting_command(random: &mut fastrand::Rng, id: MeetingId) -> MeetingCommand {
     let at = now();
     let worker = "w".parse().unwrap();
     let artifact_types = ["transcript.md", "transcript.vtt", "summary.json"];
@@ -188,7 +189,8 @@ fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
     MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions }
 }
 
-fn profile_command(random: &mut fastrand::Rng, id: ProfileId) -> ProfileCommand {
+/// Any command of a profile; some are refused.
+pub(crate) fn profile_command(random: &mut fastrand::Rng, id: ProfileId) -> ProfileCommand {
     let sample_id = SampleId::from(Uuid::from_u128(random.u128(..4)));
     match random.u8(..10) {
         0..=2 => ProfileCommand::Create { profile_id: id, display_name: "Ada".parse().unwrap(), at: now() },

@@ -1,8 +1,16 @@
 //! Over restarts: the subscriber's own and the broker's. Nothing is lost, and nothing comes twice.
 
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tests::TestDatabase;
+use tests::nats::NatsServer;
 use tests::server::Server;
+use tokio::time::timeout;
 
 use super::{Scene, Subscriber};
+use crate::cli::{minutebook, run_on};
 
 #[tokio::test]
 async fn a_durable_subscriber_goes_on_where_it_was() {
@@ -199,5 +207,60 @@ async fn a_broker_that_hangs_is_noticed_and_gone_on_with() {
     let (positions, said) = subscriber.stop().await;
     assert_eq!(positions, [1, 2]);
     assert!(!said.contains("missing"), "{said}");
+    scene.close().await;
+}
+
+#[tokio::test]
+async fn user_and_password_or_a_token_in_the_url_reach_a_broker_that_wants_them() {
+    for (config, wrong, right) in [
+        ("authorization { user: bob, password: right }", "bob:wrong@", "bob:right@"),
+        ("authorization { token: s3cret }", "guess@", "s3cret@"),
+    ] {
+        let nats = NatsServer::start_with(config).await;
+        let database = TestDatabase::create().await;
+        let url = |user: &str| nats.url().replace("nats://", &format!("nats://{user}"));
+        let refused = run_on(&database, &["publish", "--from", "1", "--nats-url", &url(wrong)]).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(refused.stderr.contains("authorization violation"), "{}", refused.stderr);
+        assert!(!refused.stderr.contains("wrong") && !refused.stderr.contains("guess"), "{}", refused.stderr);
+        let taken = run_on(&database, &["publish", "--from", "1", "--nats-url", &url(right)]).await;
+        assert_eq!(taken.code, Some(0), "{}", taken.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_keep_what_it_is_given_is_refused() {
+    let nats = NatsServer::start().await;
+    let database = TestDatabase::create().await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let interest = async_nats::jetstream::stream::Config {
+        name: "MINUTEBOOK".to_owned(),
+        subjects: vec!["minutebook.>".to_owned()],
+        retention: async_nats::jetstream::stream::RetentionPolicy::Interest,
+        ..Default::default()
+    };
+    async_nats::jetstream::new(client).create_stream(interest).await.unwrap();
+    let ran = run_on(&database, &["publish", "--from", "1", "--nats-url", &nats.url()]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("retention"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn a_closed_output_ends_the_subscriber_and_the_event_comes_again() {
+    let scene = Scene::start().await;
+    for n in 1..=3 {
+        scene.enter(n).await;
+    }
+    let url = scene.nats.url();
+    let state = scene.directory_of("piped");
+    let arguments =
+        ["subscribe", "profile.created", "--nats-url", &url, "--durable", "piped", "--state-dir", &state];
+    let mut child = minutebook(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let ended = timeout(Duration::from_secs(30), child.wait()).await.unwrap().unwrap();
+    assert!(ended.success(), "nobody reads any more: that is no failure");
+    // Nothing was set aside, and nothing counts as had.
+    assert!(!Path::new(&state).join("set-aside").exists());
+    assert!(!Path::new(&state).join("ledger.json").exists());
     scene.close().await;
 }

@@ -1,0 +1,247 @@
+//! A rebuild, from its start to the swap, against the floor: COPY of all events out in the order of their
+//! aggregates, and COPY of the finished rows in, indexes after. Beside it projecting with one transaction per
+//! event, and what a rebuild costs those who write meanwhile.
+//!
+//! `cargo bench --bench rebuild`; EVENTS and MANY_EVENTS change the sizes.
+
+#![expect(clippy::print_stdout, reason = "a benchmark's result")]
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use domain::file::{File, Sha256};
+use domain::ids::{FileId, MeetingId};
+use domain::meeting::{MeetingCommand, RegisterMeeting};
+use event_store::command_bus::Context;
+use event_store::log::BatchLimits;
+use projections::projector::catch_up;
+use projections::rebuild::compare::compare;
+use projections::rebuild::swap::swap;
+use projections::rebuild::{self, Progress};
+use projections::schema::{self, Bare, NEXT};
+use projections::tables::checkpoint;
+use sqlx::{Connection, Executor, PgConnection};
+use tests::TestDatabase;
+use tests::bench::{BenchCluster, fill, quantile, setting};
+use tokio::process::Command;
+
+/// Set in the process whose memory is measured: the database to rebuild.
+const REBUILD: &str = "MINUTEBOOK_BENCH_REBUILD";
+const TABLES: [&str; 7] =
+    ["files", "meetings", "speakers", "user_profiles", "artifacts", "cache", "cache_origin"];
+
+struct Silent;
+
+impl Progress for Silent {
+    fn phase(&self, _: &'static str, _: i64) {}
+    fn done(&self, _: i64) {}
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    match std::env::var(REBUILD) {
+        Ok(url) => runtime.block_on(rebuild_and_report(TestDatabase { url })),
+        Err(_) => runtime.block_on(benchmark()),
+    }
+}
+
+async fn benchmark() {
+    let sizes = [setting("EVENTS", 200_000), setting("MANY_EVENTS", 1_000_000)];
+    let cluster = BenchCluster::start(env!("CARGO_TARGET_TMPDIR")).await;
+    let mut peaks = vec![];
+    for (name, events) in ["few", "many"].into_iter().zip(sizes) {
+        let database = cluster.database(name).await;
+        fill(&database, events).await;
+        project_all(&database).await;
+        let (mut ratios, mut rates, mut floors, mut swaps, mut memory) =
+            (vec![], vec![], vec![], vec![], vec![]);
+        for _ in 0..setting("ROUNDS", 3) {
+            let floor = floor(&database).await.as_secs_f64();
+            let report = rebuild(&database).await;
+            ratios.push(report.seconds / floor);
+            rates.push(events as f64 / report.seconds);
+            floors.push(events as f64 / floor);
+            swaps.push(report.blocked_ms);
+            memory.push(report.peak_kib);
+        }
+        println!(
+            "{events} events: rebuild {:.0} events/s, floor {:.0} events/s: {:.2}x its time; readers blocked for \
+             {:.1} ms; peak memory {:.0} MiB",
+            quantile(&mut rates, 0.5),
+            quantile(&mut floors, 0.5),
+            quantile(&mut ratios, 0.5),
+            quantile(&mut swaps, 1.0),
+            quantile(&mut memory, 0.5) as f64 / 1024.0,
+        );
+        peaks.push((quantile(&mut memory, 0.5), quantile(&mut rates, 0.5)));
+    }
+    println!(
+        "peak memory at {} events is {:.2}x that at {}",
+        sizes[1],
+        peaks[1].0 as f64 / peaks[0].0 as f64,
+        sizes[0]
+    );
+    commands_meanwhile(&cluster.database("meanwhile").await, sizes[0]).await;
+    let single = one_by_one(&cluster, setting("SINGLE_EVENTS", 3000)).await;
+    println!(
+        "one event per transaction: {single:.0} events/s; a rebuild is {:.0}x as fast",
+        peaks[0].1 / single
+    );
+    cluster.stop().await;
+}
+
+async fn project_all(database: &TestDatabase) {
+    let book = database.open().await;
+    book.start_projector();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(600);
+    let head = book.store.head().position();
+    let shown = projections::freshness::wait_for(book.pool(), &book.projection, head, deadline).await;
+    assert!(shown.expect("the database answers"), "the projector came to the end");
+    book.close().await;
+}
+
+/// Copies the events out, and the finished rows in; returns how long both take.
+async fn floor(database: &TestDatabase) -> Duration {
+    let mut connection = PgConnection::connect(&database.url).await.expect("a connection");
+    connection.execute("DROP SCHEMA IF EXISTS floor CASCADE").await.expect("no old tables");
+    let mut creating = connection.begin().await.expect("a transaction");
+    schema::create(&mut creating, "floor", 1).await.expect("tables");
+    creating.commit().await.expect("tables");
+    connection.execute("SET search_path = floor").await.expect("a search path");
+    let mut rows = vec![];
+    for table in TABLES {
+        let out = format!("COPY (SELECT * FROM read.{table}) TO STDOUT (FORMAT binary)");
+        let mut copied = vec![];
+        let mut stream = connection.copy_out_raw(&out).await.expect("rows");
+        while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
+            copied.extend_from_slice(&chunk.expect("rows"));
+        }
+        drop(stream);
+        rows.push((table, copied));
+    }
+    let bare = Bare::make(&mut connection, "floor").await.expect("bare tables");
+
+    let started = Instant::now();
+    let out = "COPY (SELECT position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
+                            payload, metadata
+                       FROM log.events ORDER BY aggregate_type, aggregate_id, sequence) TO STDOUT";
+    let mut stream = connection.copy_out_raw(out).await.expect("events");
+    while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
+        std::hint::black_box(chunk.expect("events"));
+    }
+    drop(stream);
+    for (table, copied) in rows {
+        let statement = format!("COPY {table} FROM STDIN (FORMAT binary)");
+        let mut copying = connection.copy_in_raw(&statement).await.expect("a copy");
+        for chunk in copied.chunks(1024 * 1024) {
+            copying.send(chunk).await.expect("rows");
+        }
+        copying.finish().await.expect("rows");
+    }
+    bare.restore(&mut connection).await.expect("indexes");
+    let elapsed = started.elapsed();
+    connection.execute("DROP SCHEMA floor CASCADE").await.expect("no tables");
+    elapsed
+}
+
+struct Report {
+    seconds: f64,
+    blocked_ms: f64,
+    peak_kib: u64,
+}
+
+/// Lets a process of its own rebuild, so that its memory is its own.
+async fn rebuild(database: &TestDatabase) -> Report {
+    let output = Command::new(std::env::current_exe().expect("a path"))
+        .env(REBUILD, &database.url)
+        .stderr(Stdio::inherit())
+        .output()
+        .await
+        .expect("the process runs");
+    let text = String::from_utf8(output.stdout).expect("a report in UTF-8");
+    let mut numbers = text.split_whitespace();
+    let mut next = || numbers.next().unwrap_or_else(|| panic!("no report in {text:?}"));
+    Report {
+        seconds: next().parse().expect("seconds"),
+        blocked_ms: next().parse().expect("milliseconds"),
+        peak_kib: next().parse().expect("KiB"),
+    }
+}
+
+async fn rebuild_and_report(database: TestDatabase) {
+    let book = database.open().await;
+    let live = checkpoint::read(book.pool()).await.expect("a checkpoint");
+    let started = Instant::now();
+    let progress = Arc::new(Silent);
+    rebuild::build(&book.store, NEXT, live.generation + 1, live.position, &progress)
+        .await
+        .expect("it builds");
+    let built = started.elapsed();
+    // Apart from the time that counts.
+    let report = compare(&book.store, NEXT).await.expect("both are compared");
+    assert!(report.is_clean(), "{report:?}");
+    let started = Instant::now();
+    let swapped = swap(&book.store, NEXT).await.expect("it swaps");
+    let seconds = (built + started.elapsed()).as_secs_f64();
+    book.close().await;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    println!("{seconds} {} {}", swapped.blocked.as_secs_f64() * 1000.0, peak.unwrap_or("0"));
+}
+
+/// Prints what one client's commands take, without a rebuild and during one.
+async fn commands_meanwhile(database: &TestDatabase, events: usize) {
+    fill(database, events).await;
+    project_all(database).await;
+    let book = database.open().await;
+    book.start_projector();
+    let mut alone = vec![];
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        alone.push(register(&book).await);
+    }
+    let mut rebuilding = Box::pin(rebuild(database));
+    let mut during = vec![];
+    loop {
+        tokio::select! {
+            _ = &mut rebuilding => break,
+            took = register(&book) => during.push(took),
+        }
+    }
+    let p99 = |times: &mut Vec<Duration>| quantile(times, 0.99);
+    let (alone, during) = (p99(&mut alone), p99(&mut during));
+    println!(
+        "a command's p99: {alone:?} without a rebuild, {during:?} during one: {:.2}x",
+        during.as_secs_f64() / alone.as_secs_f64()
+    );
+    book.close().await;
+}
+
+/// Registers a meeting; returns how long it took.
+async fn register(book: &api::book::Book) -> Duration {
+    let sha256: Sha256 = format!("{:064x}", uuid::Uuid::now_v7().as_u128()).parse().expect("64 digits");
+    let id = MeetingId::derive(&book.store.identity().secret, None, &sha256);
+    let file_id = FileId::derive(&book.store.identity().secret, None, &sha256);
+    let file = File { id: file_id, sha256, mime: None, size: None, duration: None, owner: None };
+    let register = RegisterMeeting { meeting_id: id, file, at: api::clock::now() };
+    let context = Context { probably_new: true, ..Context::default() };
+    let started = Instant::now();
+    book.bus.meeting(id, MeetingCommand::Register(register), &context).await.expect("it is accepted");
+    started.elapsed()
+}
+
+/// Returns the events per second of projecting each in a transaction of its own, as event stores do.
+async fn one_by_one(cluster: &BenchCluster, events: usize) -> f64 {
+    let database = cluster.database("single").await;
+    fill(&database, events).await;
+    let book = database.open().await;
+    let head = book.store.head().position();
+    let started = Instant::now();
+    let at_once = BatchLimits { events: 1, bytes: usize::MAX };
+    let options = schema::options(book.pool(), schema::LIVE);
+    catch_up(&book.store, options, head, at_once).await.expect("it is projected");
+    let rate = head as f64 / started.elapsed().as_secs_f64();
+    book.close().await;
+    rate
+}

@@ -1,0 +1,109 @@
+//! What cannot be done is refused with its reason, and a log that is damaged is told from tables that are.
+
+use sqlx::{Connection, Executor, PgConnection};
+use tests::TestDatabase;
+
+use super::{assert_clean, lines, rebuilt, schemas, small_book};
+use crate::cli::run_on;
+
+#[tokio::test]
+async fn a_rollback_without_a_previous_generation_says_so() {
+    let database = TestDatabase::create().await;
+    let ran = run_on(&database, &["rebuild", "--rollback"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""));
+    assert!(ran.stderr.contains("no previous generation"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn an_empty_book_is_verified_and_rebuilt_like_any_other() {
+    let database = TestDatabase::create().await;
+    assert_clean(&database).await;
+    assert_eq!(rebuilt(&database, &["rebuild", "--json"]).await["position"], 0);
+    assert_clean(&database).await;
+}
+
+#[tokio::test]
+async fn of_two_at_once_the_second_is_refused_and_told_who_runs() {
+    let (database, pool) = small_book().await;
+    let mut other = PgConnection::connect(&database.url).await.unwrap();
+    other.execute("SELECT pg_advisory_lock(7165932018841088005)").await.unwrap();
+    other
+        .execute(
+            "CREATE SCHEMA read_next;
+             INSERT INTO ops.rebuilds (who, kind, phase, done, total)
+             VALUES ('process 4711 on saturn', 'rebuild', 'folding', 12, 34)",
+        )
+        .await
+        .unwrap();
+    for arguments in [&["rebuild"][..], &["rebuild", "--dry-run"], &["rebuild", "--rollback"], &["verify"]] {
+        let ran = run_on(&database, arguments).await;
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{arguments:?}");
+        for said in ["another rebuild runs", "process 4711 on saturn", "folding", "12/34"] {
+            assert!(ran.stderr.contains(said), "{arguments:?}: {said} is not in {}", ran.stderr);
+        }
+    }
+    assert_eq!(schemas(&pool).await, ["read", "read_next"], "what the other one makes is left alone");
+    let rows: Vec<Option<String>> =
+        sqlx::query_scalar("SELECT outcome FROM ops.rebuilds").fetch_all(&pool).await.unwrap();
+    assert_eq!(rows, [None], "and so is what is known of it");
+    // It dies: the lock goes with its connection.
+    other.close().await.unwrap();
+    rebuilt(&database, &["rebuild", "--json"]).await;
+    assert_eq!(schemas(&pool).await, ["read", "read_previous"]);
+    let rows: Vec<Option<String>> =
+        sqlx::query_scalar("SELECT outcome FROM ops.rebuilds ORDER BY id").fetch_all(&pool).await.unwrap();
+    assert_eq!(rows, [Some("killed".to_owned()), Some("done".to_owned())]);
+}
+
+#[tokio::test]
+async fn verify_names_the_position_at_which_a_log_is_damaged() {
+    for (damage, said) in [
+        ("DELETE FROM log.events WHERE position = 6", "position 7 follows 5"),
+        ("DELETE FROM log.events WHERE position = 1", "position 2 follows 0"),
+        (
+            "UPDATE log.events SET recorded_at = recorded_at - interval '1 day' WHERE position = 6",
+            "position 6 was recorded before position 5",
+        ),
+        ("UPDATE log.events SET payload = '{\"Unheard\": {}}' WHERE position = 6", "position 6"),
+        ("UPDATE log.events SET event_type = 'Unheard' WHERE position = 6", "position 6"),
+    ] {
+        let (database, pool) = small_book().await;
+        pool.execute("ALTER TABLE log.events DISABLE TRIGGER events_are_append_only").await.unwrap();
+        assert_eq!(pool.execute(damage).await.unwrap().rows_affected(), 1, "{damage}");
+        for arguments in [&["verify"][..], &["verify", "--json"]] {
+            let ran = run_on(&database, arguments).await;
+            assert_eq!(ran.code, Some(1), "{damage}: {}", ran.stdout);
+            assert!(
+                ran.stderr.contains(said) || ran.stdout.contains(said),
+                "{damage}: {said} is not in {}{}",
+                ran.stdout,
+                ran.stderr
+            );
+        }
+        assert_eq!(schemas(&pool).await, ["read"], "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn verify_sees_an_event_that_was_changed_or_lost_at_the_end_by_what_the_tables_show() {
+    for (damage, table) in [
+        (
+            "UPDATE log.events SET payload = jsonb_set(payload, '{ProfileCreated,display_name}', '\"Zed\"') \
+             WHERE position = 1",
+            "user_profiles",
+        ),
+        ("DELETE FROM log.events WHERE position = 11", "meetings"),
+    ] {
+        let (database, pool) = small_book().await;
+        pool.execute("ALTER TABLE log.events DISABLE TRIGGER events_are_append_only").await.unwrap();
+        assert_eq!(pool.execute(damage).await.unwrap().rows_affected(), 1, "{damage}");
+        let ran = run_on(&database, &["verify", "--json"]).await;
+        assert_eq!(ran.code, Some(1), "{damage}: {}", ran.stdout);
+        let lines = lines(&ran);
+        let report = lines.iter().find(|line| !line["comparison"].is_null());
+        let report = report.unwrap_or_else(|| panic!("{damage}: {}{}", ran.stdout, ran.stderr));
+        let tables = report["comparison"]["tables"].as_array().unwrap();
+        let damaged = tables.iter().find(|compared| compared["table"] == table).unwrap();
+        assert_eq!(damaged["differing"], 1, "{damage}: {damaged}");
+    }
+}
