@@ -316,6 +316,7 @@ impl Running {
         connection.execute(killed).await.map_err(&failed)?;
         schema::drop(&mut connection, schema::NEXT).await.map_err(&failed)?;
         schema::drop(&mut connection, schema::SCRATCH).await.map_err(&failed)?;
+        schema::drop(&mut connection, swap::OLD).await.map_err(&failed)?;
         let id = sqlx::query_scalar(
             "INSERT INTO ops.rebuilds (who, kind, phase) VALUES ($1, $2, 'beginning') RETURNING id",
         )

@@ -22,7 +22,7 @@ const LOCK_WRITERS: &str = "SET LOCAL lock_timeout = '2s'";
 /// The name that the live generation has in between, on the way back.
 const ASIDE: &str = "read_swapping";
 /// The name that the generation before the previous one has until it is dropped: nobody waits for that.
-const OLD: &str = "read_old";
+pub(super) const OLD: &str = "read_old";
 
 /// What the swap took.
 #[derive(Debug, Clone, Copy)]
