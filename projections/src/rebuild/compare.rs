@@ -131,6 +131,7 @@ async fn aligned_snapshot(store: &EventStore, schema: &str) -> Result<(PgConnect
         catch_up_to(store, schema, shown).await?;
         let mut live = connect(store, LIVE).await?;
         let mut holding = live.begin().await.map_err(&failed)?;
+        holding.execute("SET LOCAL lock_timeout = '30s'").await.map_err(&failed)?;
         let held = checkpoint::lock(&mut holding).await.map_err(&failed)?;
         // Further behind than a moment's work: the projector is not kept waiting for it.
         if held.position - shown > NEAR {
