@@ -34,7 +34,7 @@ pub struct Swapped {
 }
 
 /// Makes the generation in `schema` the live one; the live one becomes the previous one. From
-/// [`PREVIOUS`](schema::PREVIOUS) it is the way back: both change places.
+/// [`PREVIOUS`] it is the way back: both change places.
 pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildError> {
     let failed = database("swapping");
     let mut connection = connect(store, LIVE).await?;
