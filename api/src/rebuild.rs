@@ -11,8 +11,9 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use event_store::{EventStore, log};
 use indicatif::{ProgressBar, ProgressStyle};
 use projections::rebuild::compare::{Report, compare};
+use projections::rebuild::running::{self, Running};
 use projections::rebuild::swap::{Swapped, swap};
-use projections::rebuild::{self, Progress, Running};
+use projections::rebuild::{self, Progress};
 use projections::schema::{NEXT, PREVIOUS, SCRATCH};
 use projections::tables::checkpoint;
 use serde_json::json;
@@ -254,7 +255,7 @@ impl Teller {
         let (store, id) = (self.store.clone(), self.id);
         // Best effort: it is for `status`.
         tokio::spawn(async move {
-            let noting = rebuild::note_progress(&store, id, phase, done, total);
+            let noting = running::note_progress(&store, id, phase, done, total);
             let _ = tokio::time::timeout(Duration::from_secs(5), noting).await;
         });
     }

@@ -12,10 +12,6 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::Config;
-use domain::file::{File, Sha256};
-use domain::ids::{FileId, MeetingId};
-use domain::meeting::{MeetingCommand, RegisterMeeting};
-use event_store::command_bus::Context;
 use event_store::log::{BatchLimits, Filter};
 use projections::feed::public_event::EventType;
 use projections::feed::publisher::Publishing;
@@ -23,7 +19,7 @@ use projections::feed::source::Source;
 use projections::feed::stream::{StreamConfig, WINDOW};
 use projections::feed::subscriber::{self, NoMemory, SubscriberConfig};
 use tests::TestDatabase;
-use tests::bench::{BenchCluster, fill, quantile, setting};
+use tests::bench::{BenchCluster, fill, quantile, register, setting};
 use tests::nats::NatsServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -171,23 +167,9 @@ async fn commit_to_handler(cluster: &BenchCluster) {
         };
         subscriber::run(&config, NoMemory, handler, |_| {}, &subscribed).await
     });
-    let secret = &book.store.identity().secret;
     let (mut times, mut flushes) = (vec![], vec![]);
     for n in 0..commands {
-        let sha256: Sha256 = format!("{n:064x}").parse().expect("64 digits");
-        let id = MeetingId::derive(secret, None, &sha256);
-        let file = File {
-            id: FileId::derive(secret, None, &sha256),
-            sha256,
-            mime: None,
-            size: None,
-            duration: None,
-            owner: None,
-        };
-        let register = RegisterMeeting { meeting_id: id, file, at: api::clock::now() };
-        let context = Context { probably_new: true, ..Context::default() };
-        let accepted = book.bus.meeting(id, MeetingCommand::Register(register), &context).await;
-        let accepted = accepted.expect("a new meeting is accepted");
+        let accepted = register(&book, n as u128).await;
         let committed = Instant::now();
         let (position, at) = handled.recv().await.expect("the subscriber runs");
         assert_eq!(position, accepted.position);

@@ -7,12 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use domain::file::{File, Sha256};
-use domain::ids::{FileId, MeetingId};
-use domain::meeting::{MeetingCommand, RegisterMeeting};
-use event_store::command_bus::Context;
 use projections::{freshness, queries};
-use tests::bench::{BenchCluster, quantile, setting};
+use tests::bench::{BenchCluster, quantile, register, setting};
 
 #[tokio::main]
 async fn main() {
@@ -21,31 +17,18 @@ async fn main() {
     let database = cluster.database("freshness").await;
     let book = database.open().await;
     book.start_projector();
-    let secret = &book.store.identity().secret;
     let (mut accepted_after, mut visible_after, mut flushes) = (vec![], vec![], vec![]);
     for n in 0..commands {
-        let sha256: Sha256 = format!("{n:064x}").parse().expect("64 digits");
-        let id = MeetingId::derive(secret, None, &sha256);
-        let file = File {
-            id: FileId::derive(secret, None, &sha256),
-            sha256,
-            mime: None,
-            size: None,
-            duration: None,
-            owner: None,
-        };
-        let register = RegisterMeeting { meeting_id: id, file, at: api::clock::now() };
-        let context = Context { probably_new: true, ..Context::default() };
         let sent = Instant::now();
-        let accepted = book.bus.meeting(id, MeetingCommand::Register(register), &context).await;
-        let accepted = accepted.expect("a new meeting is accepted");
+        let accepted = register(&book, n as u128).await;
         let accepted_at = Instant::now();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         let shown = freshness::wait_for(book.pool(), &book.projection, accepted.position, deadline).await;
         assert!(shown.expect("the database answers"), "the row did not show in time");
         visible_after.push(accepted_at.elapsed());
         accepted_after.push(accepted_at - sent);
-        let row = queries::meeting(book.pool(), id.as_uuid()).await.expect("the database answers");
+        let id = accepted.aggregate_id.parse().expect("an id");
+        let row = queries::meeting(book.pool(), id).await.expect("the database answers");
         assert!(row.is_some(), "the row is not there at its position");
         if n % 500 == 0 {
             flushes.push(cluster.flush_time());

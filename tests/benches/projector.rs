@@ -5,13 +5,11 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark's result")]
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use tests::TestDatabase;
-use tests::bench::{BenchCluster, fill, quantile, setting};
-use tokio::process::Command;
+use tests::bench::{BenchCluster, fill, numbers_of_a_process, peak_kib, quantile, setting};
 
 /// Set in the process whose memory is measured: the database to catch up on.
 const PROJECT: &str = "MINUTEBOOK_BENCH_PROJECT";
@@ -118,16 +116,9 @@ struct Report {
 
 /// Lets a process of its own catch up, so that its memory is its own.
 async fn project(database: &TestDatabase) -> Report {
-    let output = Command::new(std::env::current_exe().expect("a path"))
-        .env(PROJECT, &database.url)
-        .stderr(Stdio::inherit())
-        .output()
-        .await
-        .expect("the process runs");
-    let text = String::from_utf8(output.stdout).expect("a report in UTF-8");
-    let mut numbers = text.split_whitespace();
-    let mut next = || numbers.next().unwrap_or_else(|| panic!("no report in {text:?}"));
-    Report { seconds: next().parse().expect("seconds"), peak_kib: next().parse().expect("KiB") }
+    let numbers = numbers_of_a_process(PROJECT, database).await;
+    let [seconds, peak_kib] = numbers[..] else { panic!("no report in {numbers:?}") };
+    Report { seconds, peak_kib: peak_kib as u64 }
 }
 
 async fn project_and_report(database: TestDatabase) {
@@ -138,9 +129,7 @@ async fn project_and_report(database: TestDatabase) {
     wait_for(book.pool(), &book, head).await;
     let seconds = started.elapsed().as_secs_f64();
     book.close().await;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-    println!("{seconds} {}", peak.unwrap_or("0"));
+    println!("{seconds} {}", peak_kib());
 }
 
 async fn wait_for(pool: &PgPool, book: &api::book::Book, position: i64) {

@@ -6,14 +6,9 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark's result")]
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use domain::file::{File, Sha256};
-use domain::ids::{FileId, MeetingId};
-use domain::meeting::{MeetingCommand, RegisterMeeting};
-use event_store::command_bus::Context;
 use event_store::log::BatchLimits;
 use projections::projector::catch_up;
 use projections::rebuild::compare::compare;
@@ -23,8 +18,7 @@ use projections::schema::{self, Bare, NEXT};
 use projections::tables::checkpoint;
 use sqlx::{Connection, Executor, PgConnection};
 use tests::TestDatabase;
-use tests::bench::{BenchCluster, fill, quantile, setting};
-use tokio::process::Command;
+use tests::bench::{BenchCluster, fill, numbers_of_a_process, peak_kib, quantile, register, setting};
 
 /// Set in the process whose memory is measured: the database to rebuild.
 const REBUILD: &str = "MINUTEBOOK_BENCH_REBUILD";
@@ -111,7 +105,7 @@ async fn floor(database: &TestDatabase) -> Duration {
     connection.execute("SET search_path = floor").await.expect("a search path");
     let mut rows = vec![];
     for table in TABLES {
-        let out = format!("COPY (SELECT * FROM read.{table}) TO STDOUT (FORMAT binary)");
+        let out = format!("COPY read.{table} TO STDOUT (FORMAT binary)");
         let mut copied = vec![];
         let mut stream = connection.copy_out_raw(&out).await.expect("rows");
         while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
@@ -153,20 +147,9 @@ struct Report {
 
 /// Lets a process of its own rebuild, so that its memory is its own.
 async fn rebuild(database: &TestDatabase) -> Report {
-    let output = Command::new(std::env::current_exe().expect("a path"))
-        .env(REBUILD, &database.url)
-        .stderr(Stdio::inherit())
-        .output()
-        .await
-        .expect("the process runs");
-    let text = String::from_utf8(output.stdout).expect("a report in UTF-8");
-    let mut numbers = text.split_whitespace();
-    let mut next = || numbers.next().unwrap_or_else(|| panic!("no report in {text:?}"));
-    Report {
-        seconds: next().parse().expect("seconds"),
-        blocked_ms: next().parse().expect("milliseconds"),
-        peak_kib: next().parse().expect("KiB"),
-    }
+    let numbers = numbers_of_a_process(REBUILD, database).await;
+    let [seconds, blocked_ms, peak_kib] = numbers[..] else { panic!("no report in {numbers:?}") };
+    Report { seconds, blocked_ms, peak_kib: peak_kib as u64 }
 }
 
 async fn rebuild_and_report(database: TestDatabase) {
@@ -185,9 +168,7 @@ async fn rebuild_and_report(database: TestDatabase) {
     let swapped = swap(&book.store, NEXT).await.expect("it swaps");
     let seconds = (built + started.elapsed()).as_secs_f64();
     book.close().await;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-    println!("{seconds} {} {}", swapped.blocked.as_secs_f64() * 1000.0, peak.unwrap_or("0"));
+    println!("{seconds} {} {}", swapped.blocked.as_secs_f64() * 1000.0, peak_kib());
 }
 
 /// Prints what one client's commands take, without a rebuild and during one.
@@ -199,14 +180,14 @@ async fn commands_meanwhile(database: &TestDatabase, events: usize) {
     let mut alone = vec![];
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(3) {
-        alone.push(register(&book).await);
+        alone.push(register_one(&book).await);
     }
     let mut rebuilding = Box::pin(rebuild(database));
     let mut during = vec![];
     loop {
         tokio::select! {
             _ = &mut rebuilding => break,
-            took = register(&book) => during.push(took),
+            took = register_one(&book) => during.push(took),
         }
     }
     let p99 = |times: &mut Vec<Duration>| quantile(times, 0.99);
@@ -219,15 +200,10 @@ async fn commands_meanwhile(database: &TestDatabase, events: usize) {
 }
 
 /// Registers a meeting; returns how long it took.
-async fn register(book: &api::book::Book) -> Duration {
-    let sha256: Sha256 = format!("{:064x}", uuid::Uuid::now_v7().as_u128()).parse().expect("64 digits");
-    let id = MeetingId::derive(&book.store.identity().secret, None, &sha256);
-    let file_id = FileId::derive(&book.store.identity().secret, None, &sha256);
-    let file = File { id: file_id, sha256, mime: None, size: None, duration: None, owner: None };
-    let register = RegisterMeeting { meeting_id: id, file, at: api::clock::now() };
-    let context = Context { probably_new: true, ..Context::default() };
+async fn register_one(book: &api::book::Book) -> Duration {
+    let n = uuid::Uuid::now_v7().as_u128();
     let started = Instant::now();
-    book.bus.meeting(id, MeetingCommand::Register(register), &context).await.expect("it is accepted");
+    register(book, n).await;
     started.elapsed()
 }
 

@@ -8,9 +8,14 @@ use std::process::Stdio;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use api::book::Book;
 use api::embedded::{self, Embedded, Programs, Settings};
+use domain::file::{File, Sha256};
+use domain::ids::{FileId, MeetingId};
+use domain::meeting::{MeetingCommand, RegisterMeeting};
 use event_store::EventStore;
 use event_store::append::Append;
+use event_store::command_bus::{Accepted, Context};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::process::Command;
@@ -106,6 +111,40 @@ pub async fn fill(database: &TestDatabase, events: usize) {
 
 async fn append_one(store: &EventStore, append: Append) {
     store.appender().append(append).await.expect("an append succeeds");
+}
+
+/// Runs this program again with `variable` set to the database's URL: what it does then has a memory of its own.
+/// Returns the numbers that it prints.
+pub async fn numbers_of_a_process(variable: &str, database: &TestDatabase) -> Vec<f64> {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .env(variable, &database.url)
+        .stderr(Stdio::inherit())
+        .output()
+        .await
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace()
+        .map(|number| number.parse().unwrap_or_else(|_| panic!("no report in {text:?}")))
+        .collect()
+}
+
+/// Returns the most memory that this process has had, in KiB.
+pub fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    peak.and_then(|peak| peak.parse().ok()).unwrap_or(0)
+}
+
+/// Registers the meeting of the `n`th file.
+pub async fn register(book: &Book, n: u128) -> Accepted {
+    let secret = &book.store.identity().secret;
+    let sha256: Sha256 = format!("{n:064x}").parse().unwrap();
+    let meeting_id = MeetingId::derive(secret, None, &sha256);
+    let id = FileId::derive(secret, None, &sha256);
+    let file = File { id, sha256, mime: None, size: None, duration: None, owner: None };
+    let register = RegisterMeeting { meeting_id, file, at: api::clock::now() };
+    let context = Context { probably_new: true, ..Context::default() };
+    book.bus.meeting(meeting_id, MeetingCommand::Register(register), &context).await.unwrap()
 }
 
 /// Returns a number from the environment, or `default`.

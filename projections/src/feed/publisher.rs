@@ -225,16 +225,7 @@ async fn lead(
     publishing: &watch::Sender<Publishing>,
     failures: &mut u32,
 ) -> Result<std::convert::Infallible, PublishError> {
-    let options = store.pool().connect_options();
-    let connecting = timeout(STATEMENT, PgConnection::connect_with(&options)).await;
-    let mut connection = connecting
-        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
-        .map_err(database("connecting the publisher"))?;
-    // What the stream has is known from the stream: its note here need not wait for the disk. A batch may
-    // take a slow broker some time.
-    for setting in ["SET synchronous_commit = off", "SET idle_in_transaction_session_timeout = '15min'"] {
-        sqlx::query(setting).execute(&mut connection).await.map_err(database("preparing the connection"))?;
-    }
+    let mut connection = connect(store).await?;
     loop {
         let leads: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088004)")
             .fetch_one(&mut connection)
@@ -264,6 +255,21 @@ async fn lead(
     let reading = read_ahead(store.clone(), projection.clone(), at.position, sender);
     let _reader = AbortOnDropHandle::new(tokio::spawn(reading));
     Leader { connection, stream, config, epoch, at, newest, publishing, failures }.publish(batches).await
+}
+
+/// Connects for publishing, whoever does it.
+pub(super) async fn connect(store: &EventStore) -> Result<PgConnection, PublishError> {
+    let options = store.pool().connect_options();
+    let connecting = timeout(STATEMENT, PgConnection::connect_with(&options)).await;
+    let mut connection = connecting
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+        .map_err(database("connecting for publishing"))?;
+    // What the stream has is known from the stream: its note here need not wait for the disk. A batch may
+    // take a slow broker some time.
+    for setting in ["SET synchronous_commit = off", "SET idle_in_transaction_session_timeout = '15min'"] {
+        sqlx::query(setting).execute(&mut connection).await.map_err(database("preparing the connection"))?;
+    }
+    Ok(connection)
 }
 
 /// Reads batches after `position`, as far as the tables show them, at most one ahead.

@@ -2,11 +2,11 @@
 
 use event_store::EventStore;
 use event_store::log::Filter;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use super::cloud_event::CloudEvent;
 use super::publication;
-use super::publisher::{BATCH, PublishError, synchronize};
+use super::publisher::{BATCH, PublishError, connect, synchronize};
 use super::source::Source;
 use super::stream::{self, EventStream, Stop, StreamConfig, StreamError};
 
@@ -21,9 +21,7 @@ pub async fn refill(
     mut progress: impl FnMut(i64),
 ) -> Result<u64, PublishError> {
     let database = |phase| move |source| PublishError::Database { phase, source };
-    let options = store.pool().connect_options();
-    let mut connection =
-        PgConnection::connect_with(&options).await.map_err(database("connecting the refill"))?;
+    let mut connection = connect(store).await?;
     let client = stream::connect(config, "minutebook publish").await?;
     let stream = EventStream::open(client, config).await?;
     // Before the first old event becomes the stream's tail, how far the publisher came is noted.

@@ -264,9 +264,10 @@ where
 {
     let client = connect(&config.stream, "minutebook subscriber").await?;
     let broker = |phase| move |error: async_nats::Error| StreamError::broker(phase, error);
+    let consumer = consumer(client.clone(), config).await?;
+    // The consumer first: what is told after it counts whatever was published before it.
     let subscribing = client.subscribe(PROGRESS_SUBJECT).await;
     let mut progress = subscribing.map_err(|e| StreamError::broker("listening for progress", e))?;
-    let consumer = consumer(client, config).await?;
     let mut messages = messages(&consumer).await?;
     report(Report::Listening);
     let mut suspicion: Option<i64> = None;

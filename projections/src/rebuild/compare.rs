@@ -1,11 +1,13 @@
 //! The comparison of the live generation with history, row by row, at one position.
 
+use std::collections::BTreeMap;
+
 use event_store::EventStore;
 use futures::TryStreamExt;
 use serde::Serialize;
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-use super::{Counts, RebuildError, catch_up_to, connect, database};
+use super::{RebuildError, catch_up_to, connect, database};
 use crate::schema::{LIVE, quoted};
 use crate::tables::checkpoint;
 
@@ -81,7 +83,7 @@ pub struct TableReport {
     /// Rows that differ.
     pub differing: u64,
     /// In which columns they differ, and in how many rows each.
-    pub columns: Counts,
+    pub columns: BTreeMap<String, u64>,
     /// The first keys.
     pub examples: Vec<Example>,
 }

@@ -11,7 +11,7 @@ use event_store::EventStore;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 
-use super::{PAUSE, RebuildError, TRIES, catch_up_to, connect, database};
+use super::{RebuildError, catch_up_to, connect, database};
 use crate::schema::{self, LIVE, PREVIOUS, quoted};
 use crate::tables::checkpoint;
 
@@ -19,6 +19,10 @@ use crate::tables::checkpoint;
 const LOCK: &str = "SET LOCAL lock_timeout = '80ms'";
 /// How long the writer of the moment is waited for; readers go on meanwhile.
 const LOCK_WRITERS: &str = "SET LOCAL lock_timeout = '2s'";
+/// How often the swap is tried.
+const TRIES: u32 = 50;
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(200);
 /// The name that the live generation has in between, on the way back.
 const ASIDE: &str = "read_swapping";
 /// The name that the generation before the previous one has until it is dropped: nobody waits for that.
