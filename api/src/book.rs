@@ -10,6 +10,7 @@ use event_store::EventStore;
 use event_store::command_bus::CommandBus;
 use projections::feed::publisher::{self, Publishing};
 use projections::feed::stream::StreamConfig;
+use projections::fold::fold;
 use projections::projector::{self, Projection};
 use projections::schema;
 use sqlx::migrate::MigrateError;
@@ -110,7 +111,7 @@ impl Book {
     /// Starts a projector in this process.
     pub fn start_projector(&self) {
         let projector =
-            projector::run(self.store.clone(), self.projection_sender.clone(), self.shutdown.clone());
+            projector::run(self.store.clone(), fold, self.projection_sender.clone(), self.shutdown.clone());
         self.tasks.spawn(projector);
     }
 

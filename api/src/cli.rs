@@ -1,7 +1,7 @@
 //! The command line: one variant per command, and the exit codes.
 //!
 //! 0: done. 1: it failed. 2: the command line cannot be understood. 3: done in part, the rest was
-//! reported (`import`). 130: interrupted by Ctrl-C.
+//! reported (`import`, `parked retry`). 130: interrupted by Ctrl-C.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
 use crate::{
-    demo, embedded, events, import, publish, rebuild, serve, status, subscribe, telemetry, terminal,
+    demo, embedded, events, import, parked, publish, rebuild, serve, status, subscribe, telemetry, terminal,
 };
 
 /// The system of record of a meeting-processing pipeline
@@ -55,6 +55,9 @@ enum Command {
     Rebuild(rebuild::RebuildArgs),
     /// Prove that the live tables are what the log says
     Verify(rebuild::VerifyArgs),
+    /// Look at events that cannot be applied, and decide what becomes of them
+    #[command(subcommand)]
+    Parked(parked::Parked),
     /// Put events on the broker's stream again, where it lost them or never had them
     Publish(publish::PublishArgs),
     /// Follow the change feed, and hand each event to a program
@@ -125,6 +128,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Events(_)
         | Command::Rebuild(_)
         | Command::Verify(_)
+        | Command::Parked(_)
         | Command::Publish(_)
         | Command::Subscribe(_)
         | Command::Migrate
@@ -144,6 +148,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         Command::Publish(args) => with_book(&database, async |book| publish::run(book, &args).await).await,
         Command::Rebuild(args) => with_book(&database, async |book| rebuild::run(book, &args).await).await,
         Command::Verify(args) => with_book(&database, async |book| rebuild::verify(book, &args).await).await,
+        Command::Parked(what) => with_book(&database, async |book| parked::run(book, &what).await).await,
         Command::Subscribe(args) => subscribe::run(&database, args).await,
         Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
         Command::Openapi => {

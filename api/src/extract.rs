@@ -188,6 +188,11 @@ fn context(headers: &HeaderMap) -> Result<Context, Problem> {
     })
 }
 
+/// Says whether a text names somebody who acts.
+pub fn is_actor(text: &str) -> bool {
+    parse_actor(text).is_ok()
+}
+
 /// Opaque ids only: a mail address is personal, and the log keeps what it gets.
 fn parse_actor(text: &str) -> Result<(String, String), Problem> {
     let opaque = |id: &str| is_opaque(id, 100);

@@ -17,6 +17,7 @@ pub mod error;
 pub mod events;
 pub mod extract;
 pub mod import;
+pub mod parked;
 pub mod publish;
 pub mod rebuild;
 pub mod routes;

@@ -146,7 +146,7 @@ async fn build_and_swap(book: &Book, args: &RebuildArgs, teller: &Arc<Teller>) -
 
 async fn build_and_compare(book: &Book, schema: &str, teller: &Arc<Teller>) -> anyhow::Result<Report> {
     let live = checkpoint::read(book.pool()).await?;
-    rebuild::build(&book.store, schema, live.generation + 1, live.position, teller).await?;
+    rebuild::build(&book.store, schema, live.position, teller).await?;
     teller.phase("comparing", 0);
     Ok(compare(&book.store, schema).await?)
 }

@@ -6,6 +6,7 @@ use comfy_table::presets::NOTHING;
 use projections::feed::publication::{self, Publication, Said};
 use projections::freshness;
 use projections::queries::{self, MeetingCounts};
+use projections::tables::parked_events::{self, Waiting};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -18,6 +19,7 @@ struct Status {
     database: Database,
     log: Log,
     read_models: ReadModels,
+    parked: Waiting,
     /// The streams to which the change feed goes.
     feed: Vec<Feed>,
     meetings: MeetingCounts,
@@ -88,6 +90,7 @@ async fn status(book: &Book) -> anyhow::Result<Status> {
         database: Database { url: book.shown_url(), version, embedded },
         log: Log { id: identity.log_id, epoch: identity.epoch, head: lag.head },
         read_models: ReadModels { position: lag.position, lag_events: lag.events, lag_seconds: lag.seconds },
+        parked: parked_events::waiting(pool).await?,
         feed: publication::all(pool).await?.into_iter().map(|said| feed(said, lag.head)).collect(),
         meetings: queries::meeting_counts(pool).await?,
     })
@@ -104,7 +107,7 @@ fn feed(said: Said, head: i64) -> Feed {
 }
 
 fn table(status: &Status) -> Table {
-    let Status { database, log, read_models, feed, meetings } = status;
+    let Status { database, log, read_models, parked, feed, meetings } = status;
     let mut table = Table::new();
     table.load_preset(NOTHING);
     let mut row = |name: &str, value: String| {
@@ -121,6 +124,13 @@ fn table(status: &Status) -> Table {
         events => format!("{events} events behind, the oldest for {:.1} s", read_models.lag_seconds),
     };
     row("tables", format!("position {}, {lag}", read_models.position));
+    if parked.events > 0 {
+        let Waiting { events, aggregates, seconds } = parked;
+        let text = format!(
+            "{events} events of {aggregates} meetings or profiles, the oldest for {seconds:.0} s: `minutebook parked list`"
+        );
+        row("parked", text);
+    }
     for Feed { stream, position, lag_events, state, detail, since, .. } in feed {
         let lag =
             if *lag_events == 0 { "up to date".to_owned() } else { format!("{lag_events} events behind") };

@@ -241,6 +241,9 @@ fn report(report: Report) {
         Report::SetAside { position, error, place } => {
             terminal::note(format_args!("event {position} was set aside: {error}; it is in {place}"));
         }
+        Report::Skipped { position } => {
+            terminal::note(format_args!("the event at position {position} was skipped by an operator"));
+        }
         Report::Foreign { subject } => {
             terminal::note(format_args!("a message on {subject} is no event of this feed: passed over"));
         }

@@ -79,6 +79,14 @@ impl Event {
         Ok(event)
     }
 
+    /// Returns the type of the aggregate, as the log has it.
+    pub const fn aggregate_type(&self) -> &'static str {
+        match self {
+            Self::Meeting(..) => "meeting",
+            Self::Profile(..) => "profile",
+        }
+    }
+
     /// Returns the id of the aggregate.
     pub const fn aggregate_id(&self) -> Uuid {
         match self {

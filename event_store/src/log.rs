@@ -1,5 +1,9 @@
 //! Reading the log: in order from a position, and its identity and end.
 
+pub mod feed;
+
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use domain::event::{DecodeError, Event};
 use domain::ids::LogSecret;
@@ -21,6 +25,86 @@ pub struct Recorded {
     pub sequence: i64,
     /// What happened.
     pub event: Event,
+}
+
+/// An event as whoever folds meets it: one that cannot be decoded does not end the reading.
+#[derive(Debug)]
+pub enum Entry {
+    /// It was decoded.
+    Event(Recorded),
+    /// It cannot be decoded.
+    Unreadable(Unreadable),
+}
+
+/// An event that cannot be decoded, and where it belongs.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The place: 1, 2, 3 … over the whole log.
+    pub position: i64,
+    /// When it was appended.
+    pub recorded_at: DateTime<Utc>,
+    /// The place among the events of its aggregate, from 1.
+    pub sequence: i64,
+    /// `meeting` or `profile`, if it is as it should be.
+    pub aggregate_type: String,
+    /// Which one.
+    pub aggregate_id: String,
+    /// The event's name.
+    pub event_type: String,
+    /// Why it cannot.
+    pub source: DecodeError,
+}
+
+impl Entry {
+    /// Returns the place in the log.
+    pub const fn position(&self) -> i64 {
+        match self {
+            Self::Event(recorded) => recorded.position,
+            Self::Unreadable(unreadable) => unreadable.position,
+        }
+    }
+
+    /// Returns when it was appended.
+    pub const fn recorded_at(&self) -> DateTime<Utc> {
+        match self {
+            Self::Event(recorded) => recorded.recorded_at,
+            Self::Unreadable(unreadable) => unreadable.recorded_at,
+        }
+    }
+
+    /// Returns the place among the events of the aggregate.
+    pub const fn sequence(&self) -> i64 {
+        match self {
+            Self::Event(recorded) => recorded.sequence,
+            Self::Unreadable(unreadable) => unreadable.sequence,
+        }
+    }
+
+    /// Returns the type and the id of the aggregate, as the log has them.
+    pub fn aggregate(&self) -> (Cow<'_, str>, Cow<'_, str>) {
+        match self {
+            Self::Event(Recorded { event, .. }) => {
+                (event.aggregate_type().into(), event.aggregate_id().to_string().into())
+            }
+            Self::Unreadable(unreadable) => {
+                (unreadable.aggregate_type.as_str().into(), unreadable.aggregate_id.as_str().into())
+            }
+        }
+    }
+
+    /// Returns the event's name.
+    pub fn event_type(&self) -> &str {
+        match self {
+            Self::Event(recorded) => recorded.event.name(),
+            Self::Unreadable(unreadable) => &unreadable.event_type,
+        }
+    }
+}
+
+impl From<Unreadable> for LogError {
+    fn from(Unreadable { position, source, .. }: Unreadable) -> Self {
+        Self::Decode { position, source }
+    }
 }
 
 /// An event as its row has it, not decoded.
@@ -138,14 +222,9 @@ pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<
     Ok(events)
 }
 
-/// Reads and decodes the events after position `after`, in order, at most one batch, up to the first that
-/// cannot be read: then the error comes beside those before it. What is not needed to fold (the metadata)
-/// is not read.
-pub async fn read_recorded(
-    pool: &PgPool,
-    after: i64,
-    limits: BatchLimits,
-) -> (Vec<Recorded>, Option<LogError>) {
+/// Reads and decodes the events after position `after`, in order, at most one batch, up to a hole: then the
+/// error comes beside those before it. What is not needed to fold (the metadata) is not read.
+pub async fn read_recorded(pool: &PgPool, after: i64, limits: BatchLimits) -> (Vec<Entry>, Option<LogError>) {
     let mut events = Vec::new();
     let error = read_into(pool, after, limits, &mut events).await.err();
     (events, error)
@@ -155,7 +234,7 @@ async fn read_into(
     pool: &PgPool,
     after: i64,
     limits: BatchLimits,
-    events: &mut Vec<Recorded>,
+    events: &mut Vec<Entry>,
 ) -> Result<(), LogError> {
     let failed = |source| LogError::Database { after, source };
     let mut rows = sqlx::query(
@@ -174,8 +253,8 @@ async fn read_into(
             return Err(LogError::Hole { missing: expected, found: position });
         }
         expected += 1;
-        let (recorded, size) = recorded(&row)?;
-        events.push(recorded);
+        let (entry, size) = entry(&row).map_err(failed)?;
+        events.push(entry);
         bytes += size;
         if bytes >= limits.bytes {
             break;
@@ -193,7 +272,7 @@ pub async fn read_aggregates(
     to: &str,
     until: i64,
     limits: BatchLimits,
-) -> Result<Vec<Recorded>, LogError> {
+) -> Result<Vec<Entry>, LogError> {
     let failed = |source| LogError::Database { after: 0, source };
     let mut rows = sqlx::query(
         "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
@@ -210,11 +289,11 @@ pub async fn read_aggregates(
     .bind(until)
     .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
     .fetch(connection);
-    let mut events: Vec<Recorded> = Vec::new();
+    let mut events = Vec::new();
     let mut bytes = 0;
     while let Some(row) = rows.try_next().await.map_err(failed)? {
-        let (recorded, size) = recorded(&row)?;
-        events.push(recorded);
+        let (entry, size) = entry(&row).map_err(failed)?;
+        events.push(entry);
         bytes += size;
         if bytes >= limits.bytes {
             break;
@@ -223,127 +302,40 @@ pub async fn read_aggregates(
     Ok(events)
 }
 
+/// Returns the types of aggregates that the log has, from the index alone.
+pub async fn aggregate_types(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "WITH RECURSIVE types (name) AS (
+             (SELECT aggregate_type FROM log.events ORDER BY aggregate_type LIMIT 1)
+             UNION ALL
+             SELECT (SELECT e.aggregate_type FROM log.events e
+                      WHERE e.aggregate_type > t.name ORDER BY e.aggregate_type LIMIT 1)
+               FROM types t WHERE t.name IS NOT NULL)
+         SELECT name FROM types WHERE name IS NOT NULL",
+    )
+    .fetch_all(connection)
+    .await
+}
+
 /// Decodes a row of position, recorded_at, sequence, aggregate type and id, event type and version, payload;
 /// returns the payload's size with it.
-fn recorded(row: &PgRow) -> Result<(Recorded, usize), LogError> {
-    let position = row.try_get(0).map_err(|source| LogError::Database { after: 0, source })?;
-    let failed = |source| LogError::Database { after: position, source };
-    let text = |column: usize| row.try_get::<&str, _>(column).map_err(failed);
-    let payload = text(7)?;
-    let event = Event::decode(text(3)?, text(4)?, text(5)?, text(6)?, payload)
-        .map_err(|source| LogError::Decode { position, source })?;
-    let recorded_at = row.try_get(1).map_err(failed)?;
-    let sequence = row.try_get(2).map_err(failed)?;
-    Ok((Recorded { position, recorded_at, sequence, event }, payload.len()))
-}
-
-/// Which events a reader of the feed wants.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    /// Only these types, by their stored names.
-    pub types: Option<Vec<String>>,
-    /// Only those of this aggregate.
-    pub aggregate: Option<(&'static str, Uuid)>,
-}
-
-/// An event for the feed.
-#[derive(Debug, Clone)]
-pub struct FeedEvent {
-    /// What was recorded.
-    pub recorded: Recorded,
-    /// What it belongs to.
-    pub correlation_id: Option<String>,
-    /// The position before it of the same type, where the filter is by aggregate; 0 for the first.
-    pub previous: Option<i64>,
-}
-
-/// What was read for the feed.
-#[derive(Debug)]
-pub struct FeedBatch {
-    /// The events that the filter lets through, in order.
-    pub events: Vec<FeedEvent>,
-    /// Whether these are all of them up to the position asked for.
-    pub whole: bool,
-}
-
-/// Reads the events after position `after` and up to `until` that `filter` lets through, in order, at most
-/// one batch.
-pub async fn read_for_feed(
-    pool: &PgPool,
-    after: i64,
-    until: i64,
-    filter: &Filter,
-    limits: BatchLimits,
-) -> Result<FeedBatch, LogError> {
-    macro_rules! select {
-        ($previous:literal, $only:literal) => {
-            concat!(
-                "SELECT e.position, e.recorded_at, e.sequence, e.aggregate_type, e.aggregate_id, e.event_type,
-                        e.event_version, e.payload::text AS payload,
-                        e.metadata ->> 'correlation_id' AS correlation_id, ",
-                $previous,
-                " AS previous FROM log.events e WHERE e.position > $1 AND e.position <= $2 ",
-                $only,
-                " ORDER BY e.position LIMIT $3"
-            )
-        };
-    }
-    let limit = i64::try_from(limits.events).unwrap_or(i64::MAX);
-    let query = |sql: &'static str| sqlx::query(sql).bind(after).bind(until).bind(limit);
-    let mut rows = match filter {
-        Filter { types: None, aggregate: None } => query(select!("NULL::bigint", "")),
-        Filter { types: Some(types), aggregate: None } => {
-            query(select!("NULL::bigint", "AND e.event_type = ANY ($4)")).bind(types)
-        }
-        Filter { types, aggregate: Some((aggregate_type, id)) } => query(select!(
-            "coalesce((SELECT p.position FROM log.events p
-                        WHERE p.event_type = e.event_type AND p.position < e.position
-                        ORDER BY p.position DESC LIMIT 1), 0)",
-            "AND e.aggregate_type = $4 AND e.aggregate_id = $5 AND ($6::text[] IS NULL OR e.event_type = ANY ($6))"
-        ))
-        .bind(aggregate_type)
-        .bind(id.to_string())
-        .bind(types),
-    }
-    .fetch(pool);
-
-    let failed = |source| LogError::Database { after, source };
-    let dense = filter.types.is_none() && filter.aggregate.is_none();
-    let mut batch = FeedBatch { events: Vec::new(), whole: true };
-    let mut bytes = 0;
-    while let Some(row) = rows.try_next().await.map_err(failed)? {
-        let position = row.try_get(0).map_err(failed)?;
-        let expected = batch.events.last().map_or(after, |last: &FeedEvent| last.recorded.position) + 1;
-        if dense && position != expected {
-            return Err(LogError::Hole { missing: expected, found: position });
-        }
-        let (recorded, size) = recorded(&row)?;
-        batch.events.push(FeedEvent {
-            recorded,
-            correlation_id: row.try_get(8).map_err(failed)?,
-            previous: row.try_get(9).map_err(failed)?,
-        });
-        bytes += size;
-        if batch.events.len() == limits.events || bytes >= limits.bytes {
-            batch.whole = position >= until;
-            break;
-        }
-    }
-    Ok(batch)
-}
-
-/// Returns the newest position of each of `types` up to `position`, 0 where there is none.
-pub async fn newest_of_types(pool: &PgPool, types: &[&str], position: i64) -> Result<Vec<i64>, sqlx::Error> {
-    sqlx::query_scalar(
-        "SELECT coalesce((SELECT e.position FROM log.events e
-                           WHERE e.event_type = t.name AND e.position <= $2
-                           ORDER BY e.position DESC LIMIT 1), 0)
-           FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n) ORDER BY t.n",
-    )
-    .bind(types)
-    .bind(position)
-    .fetch_all(pool)
-    .await
+fn entry(row: &PgRow) -> Result<(Entry, usize), sqlx::Error> {
+    let (position, recorded_at, sequence) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let text = |column: usize| row.try_get::<&str, _>(column);
+    let (aggregate_type, aggregate_id, event_type, payload) = (text(3)?, text(4)?, text(5)?, text(7)?);
+    let entry = match Event::decode(aggregate_type, aggregate_id, event_type, text(6)?, payload) {
+        Ok(event) => Entry::Event(Recorded { position, recorded_at, sequence, event }),
+        Err(source) => Entry::Unreadable(Unreadable {
+            position,
+            recorded_at,
+            sequence,
+            aggregate_type: aggregate_type.to_owned(),
+            aggregate_id: aggregate_id.to_owned(),
+            event_type: event_type.to_owned(),
+            source,
+        }),
+    };
+    Ok((entry, payload.len()))
 }
 
 /// Reads the events of one aggregate after `after_sequence`, in order, at most one batch; says whether more

@@ -106,6 +106,27 @@ impl<'a> Changes<'a> {
         }
     }
 
+    /// Returns how many rows are inserted, updated and deleted; the cache apart.
+    pub(crate) const fn rows(&self) -> (usize, usize, usize) {
+        let Self { files, meetings, speakers, artifacts, profiles, cache: _ } = self;
+        let inserts = files.inserts.len()
+            + meetings.inserts.len()
+            + speakers.inserts.len()
+            + artifacts.inserts.len()
+            + profiles.inserts.len();
+        let updates = files.updates.len()
+            + meetings.updates.len()
+            + speakers.updates.len()
+            + artifacts.updates.len()
+            + profiles.updates.len();
+        let deletes = files.deletes.len()
+            + meetings.deletes.len()
+            + speakers.deletes.len()
+            + artifacts.deletes.len()
+            + profiles.deletes.len();
+        (inserts, updates, deletes)
+    }
+
     /// Returns the statements that write it. They delete from the leaves and insert from the root: foreign
     /// keys hold after each.
     pub(crate) fn statements(&self) -> Vec<Statement> {

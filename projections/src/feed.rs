@@ -14,3 +14,4 @@ pub mod schemas;
 pub mod source;
 pub mod stream;
 pub mod subscriber;
+pub mod withheld;

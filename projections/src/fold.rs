@@ -27,6 +27,9 @@ use crate::tables::user_profiles::{Embedding, UserProfileRow};
 /// How long a completed meeting's result stays in the cache, counted from the event that renewed it.
 const RESULT_TTL: TimeDelta = TimeDelta::days(30);
 
+/// How events become rows: [`fold`] but where a test plants a fault.
+pub type Fold = fn(&mut Rows, &Recorded);
+
 /// The rows of one aggregate.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rows {

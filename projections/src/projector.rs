@@ -6,8 +6,8 @@
 //! writes the rows.
 //!
 //! Three tasks work side by side, at most a batch from each other: one reads and decodes, one folds, one
-//! writes. A batch that the tables refuse for its data is tried again in ever smaller parts, so that all
-//! events before the one at fault take effect and the fault has a position.
+//! writes. A batch that the tables refuse for its data is tried again in ever smaller parts, until the one
+//! event at fault is found: that one is parked, as one is that cannot be decoded.
 
 mod fold_ahead;
 mod read_ahead;
@@ -28,8 +28,11 @@ use tracing::{error, info, warn};
 use self::fold_ahead::{Folder, fold_ahead};
 pub use self::read_ahead::BATCH;
 use self::read_ahead::read_ahead;
+use crate::fold::{Fold, fold};
+use crate::parked::{self, Exceptions};
 use crate::tables::Statement;
 use crate::tables::checkpoint::{self, Checkpoint};
+use crate::tables::parked_events::{self, Parked};
 
 /// How often a projector that stands by asks for the lock.
 const STANDBY: Duration = Duration::from_millis(500);
@@ -50,9 +53,9 @@ pub enum Projection {
         /// The last position that the tables show.
         position: i64,
     },
-    /// It cannot apply an event, and waits for somebody to look.
+    /// It cannot go on, and waits for somebody to look.
     Stopped {
-        /// The position of the event.
+        /// The position from which on.
         position: i64,
         /// Why, without any of its content.
         reason: String,
@@ -85,15 +88,44 @@ pub enum ProjectError {
         #[source]
         source: sqlx::Error,
     },
+    #[error("more than {} aggregates are parked: that is no fault of single events", parked::MOST_AGGREGATES)]
+    TooManyParked { position: i64 },
     #[error("a task that works ahead ended")]
     TaskGone,
 }
 
-/// How carefully to read: small batches up to a position, where a larger one was refused.
-#[derive(Debug, Clone, Copy, Default)]
+/// How carefully to read: small batches up to a position, where a larger one was refused; and the event
+/// that was found at fault.
+#[derive(Debug, Clone, Default)]
 struct Care {
     until: i64,
     events: usize,
+    refused: Option<(i64, String)>,
+}
+
+impl Care {
+    /// Returns how to go on after a batch was refused; no other failure calls for care.
+    fn after(&self, error: &ProjectError) -> Option<Self> {
+        match error {
+            ProjectError::Refused { first, source, events: 1 } => {
+                // One that is refused although it is parked has nothing more to try.
+                let new = self.refused.as_ref().is_none_or(|(position, _)| position != first);
+                new.then(|| Self { refused: Some((*first, parked::without_content(source))), ..self.clone() })
+            }
+            ProjectError::Refused { first, events, .. } => Some(Self {
+                until: first + i64::try_from(*events).unwrap_or(i64::MAX) - 1,
+                events: events.div_ceil(16).min(events - 1),
+                ..self.clone()
+            }),
+            ProjectError::Database { .. }
+            | ProjectError::Log(_)
+            | ProjectError::Overtaken { .. }
+            | ProjectError::Swapped { .. }
+            | ProjectError::TimedOut
+            | ProjectError::TooManyParked { .. }
+            | ProjectError::TaskGone => None,
+        }
+    }
 }
 
 /// A batch of events, folded.
@@ -101,24 +133,28 @@ struct Batch {
     first: i64,
     events: usize,
     statements: Vec<Statement>,
+    parked: Vec<Parked>,
 }
 
 /// Keeps the tables of the live generation up to date until `shutdown`, telling `projection` how it stands.
-pub async fn run(store: EventStore, projection: watch::Sender<Projection>, shutdown: CancellationToken) {
+/// `fold` is [`fold`] but where a test plants a fault.
+pub async fn run(
+    store: EventStore,
+    fold: Fold,
+    projection: watch::Sender<Projection>,
+    shutdown: CancellationToken,
+) {
     let projecting = async {
         let mut failures = 0;
         let mut logged_stop = None;
         let mut care = Care::default();
         loop {
-            let error = match lead(&store, care, &projection, &mut failures).await {
+            let error = match lead(&store, fold, &care, &projection, &mut failures).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
-            if let ProjectError::Refused { first, events, .. } = error
-                && events > 1
-            {
-                let until = first + i64::try_from(events).unwrap_or(i64::MAX) - 1;
-                care = Care { until, events: events.div_ceil(16).min(events - 1) };
+            if let Some(more) = care.after(&error) {
+                care = more;
                 continue;
             }
             if let ProjectError::Swapped { found, .. } = error {
@@ -129,7 +165,7 @@ pub async fn run(store: EventStore, projection: watch::Sender<Projection>, shutd
             let pause = match stopping_reason(&error) {
                 Some((position, reason)) => {
                     if logged_stop != Some(position) {
-                        error!(position, reason, "the projector cannot apply an event and has stopped");
+                        error!(position, reason, "the projector cannot go on and has stopped");
                         logged_stop = Some(position);
                     }
                     projection.send_replace(Projection::Stopped { position, reason });
@@ -150,32 +186,24 @@ pub async fn run(store: EventStore, projection: watch::Sender<Projection>, shutd
     projection.send_replace(Projection::Standby);
 }
 
-/// Tells an event that will fail again from a database that is away.
+/// Tells what will fail again from a database that is away.
 fn stopping_reason(error: &ProjectError) -> Option<(i64, String)> {
     match error {
         ProjectError::Log(LogError::Hole { missing, .. }) => Some((*missing, error.to_string())),
-        ProjectError::Log(LogError::Decode { position, source }) => Some((*position, source.to_string())),
+        ProjectError::TooManyParked { position } | ProjectError::Refused { first: position, .. } => {
+            Some((*position, error.to_string()))
+        }
         ProjectError::Database { position, source, phase } if !is_transient(source) => {
-            Some((*position, format!("{phase}: {}", without_content(source))))
+            let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
+            Some((*position, format!("{phase}: SQLSTATE {}", code.unwrap_or_default())))
         }
-        ProjectError::Refused { first, source, .. } => {
-            Some((*first, format!("writing rows: {}", without_content(source))))
-        }
-        ProjectError::Log(LogError::Database { .. })
+        ProjectError::Log(LogError::Database { .. } | LogError::Decode { .. })
         | ProjectError::Database { .. }
         | ProjectError::Overtaken { .. }
         | ProjectError::Swapped { .. }
         | ProjectError::TimedOut
         | ProjectError::TaskGone => None,
     }
-}
-
-/// The database's own words may quote the row: its code and the constraint's name do not.
-fn without_content(error: &sqlx::Error) -> String {
-    let database = error.as_database_error();
-    let code = database.and_then(|e| e.code()).unwrap_or_default().into_owned();
-    let constraint = database.and_then(|e| e.constraint()).unwrap_or_default();
-    format!("SQLSTATE {code} {constraint}")
 }
 
 /// Brings the generation that `options` lead to up to position `until`, and no further, at most `at_once` in a
@@ -186,19 +214,40 @@ pub async fn catch_up(
     until: i64,
     at_once: BatchLimits,
 ) -> Result<(), ProjectError> {
+    let mut care = Care::default();
+    loop {
+        let error = match catch_up_with(store, &care, &options, until, at_once).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        match care.after(&error) {
+            Some(more) => care = more,
+            None => return Err(error),
+        }
+    }
+}
+
+async fn catch_up_with(
+    store: &EventStore,
+    care: &Care,
+    options: &PgConnectOptions,
+    until: i64,
+    at_once: BatchLimits,
+) -> Result<(), ProjectError> {
     let at_start = |phase| move |source| ProjectError::Database { phase, position: 0, source };
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
-    let connecting = timeout(READ, PgConnection::connect_with(&options)).await;
+    let connecting = timeout(READ, PgConnection::connect_with(options)).await;
     let mut connection =
         connecting.unwrap_or_else(|_| Err(timed_out())).map_err(at_start("connecting to catch up"))?;
-    let start = checkpoint::read(&mut connection).await.map_err(at_start("reading the checkpoint"))?;
+    let (start, exceptions) = start(&mut connection, care).await?;
     let (written, watched) = watch::channel(start.position);
-    let mut folder = Folder::new(pool.clone(), watched);
+    let mut folder = Folder::new(pool.clone(), fold, exceptions, watched);
     let mut writer = Writer { connection, checkpoint: start };
     while writer.checkpoint.position < until {
         let position = writer.checkpoint.position;
         let rest = usize::try_from(until - position).unwrap_or(usize::MAX);
-        let limits = BatchLimits { events: at_once.events.min(rest), ..at_once };
+        let most = at_once.events.min(care.limits_after(position).events);
+        let limits = BatchLimits { events: most.min(rest), ..at_once };
         let (events, error) = log::read_recorded(store.pool(), position, limits).await;
         if events.is_empty() {
             return Err(error.map_or(ProjectError::TaskGone, ProjectError::Log));
@@ -211,10 +260,21 @@ pub async fn catch_up(
     Ok(())
 }
 
+/// Returns where a writer begins, and what it has to treat apart.
+async fn start(connection: &mut PgConnection, care: &Care) -> Result<(Checkpoint, Exceptions), ProjectError> {
+    let at_start = |phase| move |source| ProjectError::Database { phase, position: 0, source };
+    let start = checkpoint::read(&mut *connection).await.map_err(at_start("reading the checkpoint"))?;
+    let exceptions = Exceptions::load(connection, start.generation);
+    let mut exceptions = exceptions.await.map_err(at_start("reading what is parked"))?;
+    exceptions.refused.clone_from(&care.refused);
+    Ok((start, exceptions))
+}
+
 /// Waits for the lock, then projects until something fails. The lock goes with the connection.
 async fn lead(
     store: &EventStore,
-    care: Care,
+    fold: Fold,
+    care: &Care,
     projection: &watch::Sender<Projection>,
     failures: &mut u32,
 ) -> Result<std::convert::Infallible, ProjectError> {
@@ -234,9 +294,9 @@ async fn lead(
         projection.send_replace(Projection::Standby);
         sleep(STANDBY).await;
     }
-    let start = checkpoint::read(&mut connection).await.map_err(at_start("reading the checkpoint"))?;
+    let (start, exceptions) = start(&mut connection, care).await?;
     info!(position = start.position, generation = start.generation, "projecting");
-    // One that stopped is well again when it has passed the event, not when it tries once more.
+    // One that stopped is well again when it has passed the place, not when it tries once more.
     projection.send_if_modified(|known| {
         let well = match known {
             Projection::Standby | Projection::Active { .. } => true,
@@ -249,10 +309,11 @@ async fn lead(
     });
 
     let (read, batches) = mpsc::channel(1);
-    let (fold, mut folded) = mpsc::channel(1);
+    let (sender, mut folded) = mpsc::channel(1);
     let (written, watched) = watch::channel(start.position);
-    let reading = read_ahead(store.clone(), start.position, care, read);
-    let folding = fold_ahead(store.pool().clone(), batches, watched, fold);
+    let reading = read_ahead(store.clone(), start.position, care.clone(), read);
+    let folder = Folder::new(store.pool().clone(), fold, exceptions, watched);
+    let folding = fold_ahead(folder, batches, sender);
     let _reader = AbortOnDropHandle::new(tokio::spawn(reading));
     let _folder = AbortOnDropHandle::new(tokio::spawn(folding));
     let mut writer = Writer { connection, checkpoint: start };
@@ -280,7 +341,8 @@ struct Writer {
 
 impl Writer {
     /// Writes what a batch changes, and the checkpoint with it; returns the position it moved to.
-    async fn write(&mut self, Batch { first, events, statements }: Batch) -> Result<i64, ProjectError> {
+    async fn write(&mut self, batch: Batch) -> Result<i64, ProjectError> {
+        let Batch { first, events, statements, parked } = batch;
         let failed = |phase| move |source| ProjectError::Database { phase, position: first, source };
         let mut transaction = self.connection.begin().await.map_err(failed("beginning a batch"))?;
         let locked = checkpoint::lock(&mut transaction).await.map_err(failed("locking the checkpoint"))?;
@@ -292,12 +354,12 @@ impl Writer {
             let (expected, found) = (self.checkpoint.position, locked.position);
             return Err(ProjectError::Overtaken { expected, found });
         }
-        for statement in statements {
+        for statement in statements.into_iter().chain(parked_events::insert(locked.generation, &parked)) {
             statement.execute(&mut transaction).await.map_err(|source| {
-                if is_transient(&source) {
-                    failed("writing rows")(source)
-                } else {
+                if parked::is_refusal(&source) {
                     ProjectError::Refused { first, events, source }
+                } else {
+                    failed("writing rows")(source)
                 }
             })?;
         }
@@ -310,6 +372,11 @@ impl Writer {
         }
         transaction.commit().await.map_err(failed("committing a batch"))?;
         self.checkpoint.position = last;
+        for Parked { position, reason, .. } in parked {
+            if let Some(reason) = reason {
+                error!(position, reason, "an event cannot be applied, and its aggregate is parked");
+            }
+        }
         Ok(last)
     }
 }

@@ -9,26 +9,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use event_store::EventStore;
-use event_store::log::{self, LogError, Recorded};
+use event_store::log::{self, Entry, LogError};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::fold::{MeetingRows, Rows, fold};
+use crate::parked::{self, Exceptions, Verdict};
 use crate::projector::{BATCH, ProjectError, catch_up};
 use crate::schema::{self, Bare};
 use crate::tables::artifacts::ArtifactRow;
 use crate::tables::cache::CacheWrite;
+use crate::tables::checkpoint;
 use crate::tables::copy::{CopyBuffer, CopyRow};
 use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
+use crate::tables::parked_events::{self, Parked};
 use crate::tables::speakers::SpeakerRow;
 use crate::tables::user_profiles::UserProfileRow;
 
 /// How many workers fold at once: each keeps a core of its own and one of PostgreSQL's busy.
 const WORKERS: usize = 2;
-/// Into how many parts the ids are split; more than workers, so that none waits long for the last.
+/// Into how many parts the ids of one type are split; more than workers, so that none waits long for the last.
 const PARTS: u32 = 32;
 
 /// Why a rebuild failed.
@@ -83,7 +86,6 @@ pub trait Progress: Send + Sync {
 pub async fn build(
     store: &EventStore,
     schema: &str,
-    generation: i64,
     until: i64,
     progress: &Arc<impl Progress + 'static>,
 ) -> Result<(), RebuildError> {
@@ -91,14 +93,14 @@ pub async fn build(
     let mut connection = connect(store, schema).await?;
     let mut creating = connection.begin().await.map_err(&failed)?;
     schema::drop(&mut creating, schema).await.map_err(&failed)?;
-    schema::create(&mut creating, schema, generation).await.map_err(&failed)?;
+    schema::create(&mut creating, schema).await.map_err(&failed)?;
     let bare = Bare::make(&mut creating, schema).await.map_err(&failed)?;
     let stage = "CREATE UNLOGGED TABLE cache_staged (key text, position bigint, value text, ttl timestamptz)";
     creating.execute(stage).await.map_err(&failed)?;
     creating.commit().await.map_err(&failed)?;
 
     progress.phase("folding", until);
-    fold_all(store, schema, until, progress).await?;
+    let parked = fold_all(store, schema, until, progress).await?;
 
     progress.phase("indexing", 0);
     let failed = database("writing the cache");
@@ -121,6 +123,12 @@ pub async fn build(
         .map_err(&failed)?;
     connection.execute("DROP TABLE cache_staged").await.map_err(&failed)?;
     bare.restore(&mut connection).await.map_err(database("adding indexes and constraints"))?;
+    let generation =
+        checkpoint::read(&mut connection).await.map_err(database("noting the position"))?.generation;
+    for statement in parked.chunks(BATCH.events).filter_map(|chunk| parked_events::insert(generation, chunk))
+    {
+        statement.execute(&mut connection).await.map_err(database("noting what is parked"))?;
+    }
     sqlx::query("UPDATE checkpoint SET position = $1")
         .bind(until)
         .execute(&mut connection)
@@ -141,13 +149,18 @@ pub async fn connect(store: &EventStore, schema: &str) -> Result<PgConnection, R
     PgConnection::connect_with(&options).await.map_err(database("connecting"))
 }
 
+/// Folds every aggregate; returns the events that cannot be applied.
 async fn fold_all(
     store: &EventStore,
     schema: &str,
     until: i64,
     progress: &Arc<impl Progress + 'static>,
-) -> Result<(), RebuildError> {
-    let parts = ["meeting", "profile"].into_iter().flat_map(|kind| (0..PARTS).map(move |n| (kind, n)));
+) -> Result<Vec<Parked>, RebuildError> {
+    let mut connection = connect(store, schema).await?;
+    let exceptions =
+        Exceptions::with_skipped(&mut connection).await.map_err(database("reading what is skipped"))?;
+    let types = log::aggregate_types(&mut connection).await.map_err(database("reading the log"))?;
+    let parts = types.into_iter().flat_map(|kind| (0..PARTS).map(move |part| (kind.clone(), part)));
     let parts = Arc::new(Mutex::new(parts.collect::<Vec<_>>()));
     let done = Arc::new(AtomicI64::new(0));
     let mut workers = JoinSet::new();
@@ -155,74 +168,173 @@ async fn fold_all(
         let mut writer = connect(store, schema).await?;
         let mut reader = connect(store, schema).await?;
         let (parts, done, progress) = (Arc::clone(&parts), Arc::clone(&done), Arc::clone(progress));
+        let exceptions = exceptions.clone();
         workers.spawn(async move {
+            let mut parked = vec![];
             loop {
-                let Some((aggregate_type, part)) = parts.lock().await.pop() else { return Ok(()) };
+                let Some((aggregate_type, part)) = parts.lock().await.pop() else { return Ok(parked) };
                 let (from, to) = bounds(part);
-                let mut worker = Worker { current: None, rows: Batch::default() };
+                let mut worker = Worker::new(exceptions.clone());
                 let mut after = (from, i64::MAX);
                 loop {
-                    let batch =
-                        log::read_aggregates(&mut reader, aggregate_type, &after, &to, until, BATCH).await?;
-                    let Some(last) = batch.last() else { break };
-                    after = (last.event.aggregate_id().to_string(), last.sequence);
-                    let read = i64::try_from(batch.len()).unwrap_or(i64::MAX);
-                    worker.fold(batch);
-                    worker.rows.take().write(&mut writer).await.map_err(database("writing rows"))?;
+                    let entries =
+                        log::read_aggregates(&mut reader, &aggregate_type, &after, &to, until, BATCH).await?;
+                    let Some(last) = entries.last() else { break };
+                    after = (last.aggregate().1.into_owned(), last.sequence());
+                    let read = i64::try_from(entries.len()).unwrap_or(i64::MAX);
+                    worker.fold(&entries);
+                    worker.write(&mut reader, &mut writer, &aggregate_type, until).await?;
                     progress.done(done.fetch_add(read, Ordering::Relaxed) + read);
                 }
                 worker.finish();
-                worker.rows.take().write(&mut writer).await.map_err(database("writing rows"))?;
+                worker.write(&mut reader, &mut writer, &aggregate_type, until).await?;
+                parked.append(&mut worker.parked);
             }
         });
     }
+    let mut parked: Vec<Parked> = vec![];
     while let Some(ended) = workers.join_next().await {
-        let result: Result<(), RebuildError> = ended.map_err(|_| RebuildError::Worker)?;
-        result?;
+        let result: Result<Vec<Parked>, RebuildError> = ended.map_err(|_| RebuildError::Worker)?;
+        parked.append(&mut result?);
     }
-    Ok(())
+    Ok(parked)
 }
 
-/// Returns the bounds of one part of the ids: after the one, before the other. Ids are text in lower case.
+/// Returns the bounds of one part of the ids: after the one, before the other. Ids are text in lower case;
+/// what is no id lies in the first part or in the last one.
 fn bounds(part: u32) -> (String, String) {
-    let bound = |n: u32| if n == PARTS { "g".to_owned() } else { format!("{:02x}", n * (256 / PARTS)) };
+    let bound = |n: u32| match n {
+        0 => String::new(),
+        PARTS => char::MAX.to_string(),
+        _ => format!("{:02x}", n * (256 / PARTS)),
+    };
     (bound(part), bound(part + 1))
 }
 
 /// Folds the aggregates of one part, one after the other.
 struct Worker {
+    exceptions: Exceptions,
     /// The aggregate in hand: its history may go on in the next batch.
     current: Option<(Uuid, Rows)>,
+    /// The aggregates whose rows are to be written.
+    finished: Vec<Uuid>,
     rows: Batch,
+    parked: Vec<Parked>,
 }
 
 impl Worker {
-    fn fold(&mut self, batch: Vec<Recorded>) {
-        for recorded in batch {
+    fn new(exceptions: Exceptions) -> Self {
+        Self { exceptions, current: None, finished: vec![], rows: Batch::default(), parked: vec![] }
+    }
+
+    fn fold(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let recorded = match self.exceptions.judge(entry) {
+                Verdict::Apply(recorded) => recorded,
+                Verdict::Skip => continue,
+                Verdict::Park(event) => {
+                    self.parked.push(event);
+                    continue;
+                }
+            };
             let id = recorded.event.aggregate_id();
             if self.current.as_ref().is_none_or(|(current, _)| *current != id) {
                 self.finish();
                 self.current = Some((id, Rows::empty_for(&recorded.event)));
             }
             if let Some((_, rows)) = &mut self.current {
-                fold(rows, &recorded);
+                fold(rows, recorded);
             }
         }
     }
 
     fn finish(&mut self) {
-        match self.current.take() {
-            Some((_, Rows::Meeting(rows))) => {
-                let MeetingRows { file, meeting, speakers, artifacts, cache } = *rows;
-                self.rows.files.extend(file);
-                self.rows.meetings.extend(meeting);
-                self.rows.speakers.extend(speakers.into_values());
-                self.rows.artifacts.extend(artifacts.into_values());
-                self.rows.cache.extend(cache.into_values());
-            }
-            Some((_, Rows::Profile(rows))) => self.rows.profiles.extend(rows.profile),
-            None => {}
+        if let Some((id, rows)) = self.current.take() {
+            self.finished.push(id);
+            self.rows.add(rows);
         }
+    }
+
+    /// Writes the rows of the finished aggregates, all of them or, where the tables refuse some, one by one.
+    async fn write(
+        &mut self,
+        reader: &mut PgConnection,
+        writer: &mut PgConnection,
+        aggregate_type: &str,
+        until: i64,
+    ) -> Result<(), RebuildError> {
+        let finished = std::mem::take(&mut self.finished);
+        match self.rows.take().write(writer).await {
+            Ok(()) => return Ok(()),
+            Err(error) if !parked::is_refusal(&error) => return Err(database("writing rows")(error)),
+            Err(_) => {}
+        }
+        for id in finished {
+            let history = read_history(reader, aggregate_type, id, until).await?;
+            let mut exceptions = self.exceptions.for_another_try(None);
+            while let Some(refused) = self.write_one(writer, &history, &exceptions).await? {
+                exceptions = exceptions.for_another_try(Some(refused));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the rows of one aggregate; returns the first event with which the tables refuse them.
+    async fn write_one(
+        &mut self,
+        writer: &mut PgConnection,
+        history: &[Entry],
+        exceptions: &Exceptions,
+    ) -> Result<Option<(i64, String)>, RebuildError> {
+        let mut alone = Self::new(exceptions.clone());
+        alone.fold(history);
+        alone.finish();
+        match alone.rows.write(writer).await {
+            Ok(()) => {
+                // What was parked when all of them were folded was parked for other reasons, or not at all.
+                if let Some(first) = history.first() {
+                    let (_, id) = first.aggregate();
+                    self.parked.retain(|event| event.aggregate_id != id);
+                }
+                self.parked.append(&mut alone.parked);
+                Ok(None)
+            }
+            Err(error) if parked::is_refusal(&error) => {
+                let refusal = parked::without_content(&error);
+                for (n, entry) in history.iter().enumerate() {
+                    let mut part = Self::new(exceptions.clone());
+                    part.fold(&history[..=n]);
+                    part.finish();
+                    match part.rows.try_write(writer).await {
+                        Ok(()) => {}
+                        Err(error) if parked::is_refusal(&error) => {
+                            return Ok(Some((entry.position(), refusal)));
+                        }
+                        Err(error) => return Err(database("writing rows")(error)),
+                    }
+                }
+                Err(database("writing rows")(error))
+            }
+            Err(error) => Err(database("writing rows")(error)),
+        }
+    }
+}
+
+async fn read_history(
+    reader: &mut PgConnection,
+    aggregate_type: &str,
+    id: Uuid,
+    until: i64,
+) -> Result<Vec<Entry>, RebuildError> {
+    let id = id.to_string();
+    let to = format!("{id}\u{1}");
+    let mut history = vec![];
+    let mut after = (id, 0);
+    loop {
+        let mut entries = log::read_aggregates(reader, aggregate_type, &after, &to, until, BATCH).await?;
+        let Some(last) = entries.last() else { return Ok(history) };
+        after.1 = last.sequence();
+        history.append(&mut entries);
     }
 }
 
@@ -242,7 +354,35 @@ impl Batch {
         std::mem::take(self)
     }
 
-    async fn write(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    fn add(&mut self, rows: Rows) {
+        match rows {
+            Rows::Meeting(rows) => {
+                let MeetingRows { file, meeting, speakers, artifacts, cache } = *rows;
+                self.files.extend(file);
+                self.meetings.extend(meeting);
+                self.speakers.extend(speakers.into_values());
+                self.artifacts.extend(artifacts.into_values());
+                self.cache.extend(cache.into_values());
+            }
+            Rows::Profile(rows) => self.profiles.extend(rows.profile),
+        }
+    }
+
+    /// Writes all of it, or nothing.
+    async fn write(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        self.copy(&mut transaction).await?;
+        transaction.commit().await
+    }
+
+    /// Finds out whether it can be written.
+    async fn try_write(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        self.copy(&mut transaction).await?;
+        transaction.rollback().await
+    }
+
+    async fn copy(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         copy(connection, &self.files).await?;
         copy(connection, &self.meetings).await?;
         copy(connection, &self.speakers).await?;

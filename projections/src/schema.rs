@@ -21,31 +21,31 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
         .fetch_one(&mut *transaction)
         .await?;
     if !there {
-        create(&mut transaction, LIVE, 1).await?;
+        create(&mut transaction, LIVE).await?;
     }
     transaction.commit().await
 }
 
 /// Creates an empty generation in `schema`. The connection's `search_path` names it from then on, to the end
 /// of the transaction.
-pub async fn create(
-    transaction: &mut PgConnection,
-    schema: &str,
-    generation: i64,
-) -> Result<(), sqlx::Error> {
+pub async fn create(transaction: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
     let schema = quoted(schema);
     let create = format!("CREATE SCHEMA {schema}; SET LOCAL search_path = {schema}");
     transaction.execute(create.as_str()).await?;
     transaction.execute(include_str!("../../migrations/read_model.sql")).await?;
-    sqlx::query("INSERT INTO checkpoint (generation, position) VALUES ($1, 0)")
-        .bind(generation)
-        .execute(transaction)
+    transaction
+        .execute("INSERT INTO checkpoint (generation, position) VALUES (nextval('ops.generations'), 0)")
         .await?;
     Ok(())
 }
 
 /// Drops a generation and all that is in it.
 pub async fn drop(executor: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    if exists(executor, schema).await? {
+        let parked = "DELETE FROM ops.parked_events WHERE generation IN";
+        let checkpoint = format!("{}.checkpoint", quoted(schema));
+        executor.execute(format!("{parked} (SELECT generation FROM {checkpoint})").as_str()).await?;
+    }
     executor.execute(format!("DROP SCHEMA IF EXISTS {} CASCADE", quoted(schema)).as_str()).await?;
     Ok(())
 }

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod copy;
 pub mod files;
 pub mod meetings;
+pub mod parked_events;
 pub mod speakers;
 pub mod user_profiles;
 

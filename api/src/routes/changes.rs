@@ -8,13 +8,15 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use domain::ids::MeetingId;
-use event_store::log::{self, BatchLimits, Filter};
+use event_store::log::feed::Filter;
+use event_store::log::{self, BatchLimits};
 use event_store::retry::backoff;
 use futures::stream;
 use projections::feed::cloud_event::{CloudEvent, event_id, parse_event_id};
 use projections::feed::public_event::EventType;
 use projections::feed::publisher::{PublishError, wait_until_shown};
 use projections::feed::source::Source;
+use projections::feed::withheld::Withheld;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{sleep, timeout};
@@ -37,6 +39,8 @@ const UNREAD: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often reading is tried again before the client is sent away to reconnect.
 const TRIES: u32 = 10;
+/// How often it is asked whether what was withheld may go out.
+const RELEASES: Duration = Duration::from_secs(2);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Returns the routes.
@@ -79,16 +83,22 @@ async fn follow(
     QueryOf(wanted): QueryOf<Wanted>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let after = match header_text(&headers, &LAST_EVENT_ID)? {
+    let resumed = header_text(&headers, &LAST_EVENT_ID)?;
+    let after = match resumed {
         Some(id) => position_of(id, &state.book).await?,
         None => position_before(wanted.from.as_deref(), &state.book).await?,
     };
     let filter = filter(&wanted)?;
     let permit = state.followers.clone().try_acquire_owned().map_err(|_| Problem::too_many())?;
-    let source = Source::after(state.book.store.clone(), after, filter).await?;
+    let store = state.book.store.clone();
+    let withheld = match resumed {
+        Some(_) => Withheld::before(store.clone(), after, filter.clone()).await?,
+        None => Withheld::none(store.clone(), filter.clone()),
+    };
+    let source = Source::after(store, after, filter).await?;
 
     let (sender, receiver) = mpsc::channel(1);
-    let following = send_all(state.book.clone(), source, sender, permit);
+    let following = send_all(state.book.clone(), source, withheld, sender, permit);
     state.book.tasks.spawn(state.stopping.clone().run_until_cancelled_owned(following));
     let events = stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
     let events = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("heartbeat"));
@@ -136,13 +146,15 @@ fn filter(wanted: &Wanted) -> Result<Filter, Problem> {
         })
     };
     let types = wanted.types.as_ref().map(|types| types.split(',').map(stored).collect()).transpose()?;
-    Ok(Filter { types, aggregate: wanted.meeting.map(|id| ("meeting", id.as_uuid())) })
+    let aggregate = wanted.meeting.map(|id| ("meeting", id.as_uuid()));
+    Ok(Filter { types, aggregate, positions: None })
 }
 
 /// Sends what comes, until the client is gone or does not read.
 async fn send_all(
     book: SharedBook,
     mut source: Source,
+    mut withheld: Withheld,
     sender: mpsc::Sender<Result<Event, Infallible>>,
     _permit: OwnedSemaphorePermit,
 ) {
@@ -150,7 +162,7 @@ async fn send_all(
     while failures < TRIES {
         let sending = async {
             tokio::select! {
-                sent = send_next(&book, &mut source, &sender) => sent,
+                sent = send_next(&book, &mut source, &mut withheld, &sender) => sent,
                 () = sender.closed() => Ok(false),
             }
         };
@@ -176,18 +188,35 @@ async fn send_all(
 async fn send_next(
     book: &SharedBook,
     source: &mut Source,
+    withheld: &mut Withheld,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
 ) -> Result<bool, PublishError> {
-    let shown = wait_until_shown(&book.store, &book.projection, source.position()).await?;
-    for event in source.next(shown, BATCH).await? {
-        if !matches!(timeout(UNREAD, sender.send(Ok(sse_event(&event)))).await, Ok(Ok(()))) {
-            return Ok(false);
+    let send = async |event: Event| matches!(timeout(UNREAD, sender.send(Ok(event))).await, Ok(Ok(())));
+    let shown = tokio::select! {
+        shown = wait_until_shown(&book.store, &book.projection, source.position()) => Some(shown?),
+        () = sleep(RELEASES), if !withheld.is_empty() => None,
+    };
+    if let Some(shown) = shown {
+        let batch = source.next(shown, BATCH).await?;
+        withheld.add(batch.withheld);
+        for event in batch.events {
+            let id = event_id(event.epoch, event.position);
+            if !send(sse_event(&event).id(id)).await {
+                return Ok(false);
+            }
+        }
+    }
+    if !withheld.is_empty() {
+        // Without an id: whoever reconnects goes on where it was, not where this one belongs.
+        for event in withheld.released().await? {
+            if !send(sse_event(&event)).await {
+                return Ok(false);
+            }
         }
     }
     Ok(true)
 }
 
 fn sse_event(event: &CloudEvent) -> Event {
-    let id = event_id(event.epoch, event.position);
-    Event::default().id(id).event(event.event_type.full).data(event.to_json())
+    Event::default().event(event.full_type()).data(event.to_json())
 }

@@ -9,6 +9,7 @@ use projections::feed::publication;
 use projections::feed::publisher::Publishing;
 use projections::freshness::{self, Lag};
 use projections::projector::Projection;
+use projections::tables::parked_events::{self, Waiting};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -39,14 +40,15 @@ pub async fn healthz() -> Json<Health> {
 /// Whether the process can do its work.
 #[derive(Serialize, ToSchema)]
 pub struct Readiness {
-    /// `ready`, or what is the matter: `database_unavailable`, `projector_stopped`, `publisher_waiting` or
-    /// `publisher_refused` (the last two where publishing is all that the process does).
+    /// `ready`, `degraded` (it works, but events are parked), or what is the matter: `database_unavailable`,
+    /// `projector_stopped`, `publisher_waiting` or `publisher_refused` (the last two where publishing is all
+    /// that the process does).
     #[schema(example = "ready")]
     status: &'static str,
     /// What the projector of this process does: `active`, `standby` or `stopped`.
     #[schema(example = "active")]
     projector: &'static str,
-    /// The position of the event that the projector cannot apply.
+    /// The position from which on the projector cannot go on.
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped_at: Option<i64>,
     /// Why it cannot.
@@ -58,6 +60,12 @@ pub struct Readiness {
     /// What is the matter with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     publisher_reason: Option<String>,
+    /// Events that cannot be applied, and those of the same meeting or profile that wait behind them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parked_events: Option<i64>,
+    /// For how long the oldest of them has been parked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parked_seconds: Option<f64>,
     /// The newest position of the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     log_head: Option<i64>,
@@ -80,8 +88,10 @@ pub async fn readyz(State(state): State<AppState>) -> Response {
     let lag = freshness::lag(state.book.pool(), Utc::now()).await;
     let publishing = state.book.publishing.borrow().clone();
     let only_publishes = state.config.only == Some(Part::Publisher);
-    let readiness = readiness(&projection, &publishing, only_publishes, lag.as_ref().ok());
-    let status = if readiness.status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let waiting = parked_events::waiting(state.book.pool()).await.ok();
+    let readiness = readiness(&projection, &publishing, only_publishes, lag.as_ref().ok(), waiting);
+    let works = matches!(readiness.status, "ready" | "degraded");
+    let status = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
 
@@ -90,6 +100,7 @@ fn readiness(
     publishing: &Publishing,
     only_publishes: bool,
     lag: Option<&Lag>,
+    waiting: Option<Waiting>,
 ) -> Readiness {
     let (projector, stopped_at, reason) = match projection {
         Projection::Active { .. } => ("active", None, None),
@@ -107,7 +118,13 @@ fn readiness(
             | Publishing::Standby
             | Publishing::Active { .. }
             | Publishing::Waiting { .. }
-            | Publishing::Refused { .. } => "ready",
+            | Publishing::Refused { .. } => {
+                if waiting.is_some_and(|waiting| waiting.events > 0) {
+                    "degraded"
+                } else {
+                    "ready"
+                }
+            }
         },
     };
     Readiness {
@@ -115,6 +132,8 @@ fn readiness(
         projector,
         stopped_at,
         reason,
+        parked_events: waiting.map(|waiting| waiting.events),
+        parked_seconds: waiting.map(|waiting| waiting.seconds),
         publisher: publishing.name(),
         publisher_reason: publishing.reason().map(str::to_owned),
         log_head: lag.map(|lag| lag.head),
@@ -133,6 +152,11 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
         metrics::gauge!("minutebook_projection_position").set(lag.position as f64);
         metrics::gauge!("minutebook_projection_lag_events").set(lag.events as f64);
         metrics::gauge!("minutebook_projection_lag_seconds").set(lag.seconds);
+        if let Ok(waiting) = parked_events::waiting(state.book.pool()).await {
+            metrics::gauge!("minutebook_parked_events").set(waiting.events as f64);
+            metrics::gauge!("minutebook_parked_aggregates").set(waiting.aggregates as f64);
+            metrics::gauge!("minutebook_parked_seconds").set(waiting.seconds);
+        }
         let publishing = state.book.publishing.borrow().clone();
         if publishing != Publishing::Off
             && let Some(stream) = state.config.nats.stream()

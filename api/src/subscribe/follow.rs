@@ -105,6 +105,10 @@ async fn listen(
         };
         *failures = 0;
         if inbox.look(&event, report) {
+            if event.skipped {
+                inbox.pass(&event, report)?;
+                continue;
+            }
             handle(&event, args.tries, inbox, handler, report).await?;
         }
     }

@@ -1,17 +1,19 @@
 //! The envelope: CloudEvents 1.0, with three attributes of our own. In binary mode its attributes are
 //! headers; in structured mode the event is one JSON object.
 
+use std::borrow::Cow;
+
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use event_store::Identity;
-use event_store::log::Recorded;
+use event_store::log::{Entry, LogError, Recorded};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::public_event::{EventType, PublicEvent};
+use super::public_event::{EventSkipped, EventType, PublicEvent, schema_uri};
 
 /// What the source of every event begins with; the log's id follows.
 const SOURCE: &str = "urn:minutebook:log:";
@@ -29,6 +31,8 @@ pub struct CloudEvent {
     pub previous: i64,
     /// What kind.
     pub event_type: &'static EventType,
+    /// Whether it was skipped: it says that this position has no effect.
+    pub skipped: bool,
     /// The meeting or the profile.
     pub aggregate_id: Uuid,
     /// When it was recorded.
@@ -70,11 +74,55 @@ impl CloudEvent {
             position: recorded.position,
             previous,
             event_type: EventType::of(&recorded.event),
+            skipped: false,
             aggregate_id: recorded.event.aggregate_id(),
             time: recorded.recorded_at,
             correlation_id,
             data: data.into(),
         }
+    }
+
+    /// Wraps an event of the log; one that was skipped may be beyond reading.
+    pub fn of_entry(
+        identity: &Identity,
+        entry: Entry,
+        event_type: &'static EventType,
+        skipped: bool,
+        previous: i64,
+        correlation_id: Option<String>,
+    ) -> Result<Self, LogError> {
+        if !skipped {
+            return match entry {
+                Entry::Event(recorded) => Ok(Self::new(identity, &recorded, previous, correlation_id)),
+                Entry::Unreadable(unreadable) => Err(unreadable.into()),
+            };
+        }
+        let position = entry.position();
+        // A row whose id is none has no better one.
+        let id = entry.aggregate().1.parse().unwrap_or_default();
+        let public = EventSkipped { id, event_type: event_type.full.to_owned() };
+        let data = serde_json::to_vec(&public).expect("public events have string keys and serialize");
+        Ok(Self {
+            epoch: identity.epoch,
+            log_id: identity.log_id,
+            position,
+            previous,
+            event_type,
+            skipped,
+            aggregate_id: id,
+            time: entry.recorded_at(),
+            correlation_id,
+            data: data.into(),
+        })
+    }
+
+    /// Returns the CloudEvents type.
+    pub fn full_type(&self) -> Cow<'static, str> {
+        if self.skipped { self.event_type.skipped().into() } else { self.event_type.full.into() }
+    }
+
+    fn schema_uri(&self) -> String {
+        schema_uri(&self.full_type())
     }
 
     /// Returns its id, which is also the message's: epoch and position. A position alone is given out again
@@ -108,12 +156,15 @@ impl CloudEvent {
         headers.insert("ce-specversion", "1.0");
         headers.insert("ce-id", id);
         headers.insert("ce-source", self.source());
-        headers.insert("ce-type", self.event_type.full);
+        headers.insert("ce-type", self.full_type().as_ref());
         headers.insert("ce-subject", self.aggregate_id.as_hyphenated().to_string());
         headers.insert("ce-time", self.rfc3339());
-        headers.insert("ce-dataschema", self.event_type.schema_uri());
+        headers.insert("ce-dataschema", self.schema_uri());
         headers.insert("ce-position", self.position.to_string());
         headers.insert("ce-previous", self.previous.to_string());
+        if self.skipped {
+            headers.insert("ce-skippedtype", self.event_type.full);
+        }
         if let Some(correlation) = &self.correlation_id {
             headers.insert("ce-correlationid", correlation.as_str());
         }
@@ -125,12 +176,14 @@ impl CloudEvent {
     pub fn from_message(headers: &HeaderMap, data: Bytes) -> Option<Self> {
         let text = |name| headers.get(name).map(async_nats::HeaderValue::as_str);
         let (epoch, position) = parse_event_id(text("ce-id")?)?;
+        let skipped_type = text("ce-skippedtype");
         Some(Self {
             epoch,
             log_id: text("ce-source")?.strip_prefix(SOURCE)?.parse().ok()?,
             position,
             previous: text("ce-previous")?.parse().ok()?,
-            event_type: EventType::named(text("ce-type")?)?,
+            event_type: EventType::named(skipped_type.or(text("ce-type"))?)?,
+            skipped: skipped_type.is_some(),
             aggregate_id: text("ce-subject")?.parse().ok()?,
             time: text("ce-time")?.parse().ok()?,
             correlation_id: text("ce-correlationid").map(str::to_owned),
@@ -147,7 +200,8 @@ impl CloudEvent {
             log_id: read.source.strip_prefix(SOURCE)?.parse().ok()?,
             position,
             previous: read.previous,
-            event_type: EventType::named(&read.event_type)?,
+            event_type: EventType::named(read.skippedtype.as_ref().unwrap_or(&read.event_type))?,
+            skipped: read.skippedtype.is_some(),
             aggregate_id: read.subject,
             time: read.time,
             correlation_id: read.correlationid,
@@ -167,10 +221,11 @@ impl CloudEvent {
             specversion: "1.0",
             id: self.id(),
             source: self.source(),
-            event_type: self.event_type.full,
+            event_type: &self.full_type(),
+            skippedtype: self.skipped.then_some(self.event_type.full),
             subject: self.aggregate_id,
             time: self.rfc3339(),
-            dataschema: self.event_type.schema_uri(),
+            dataschema: self.schema_uri(),
             datacontenttype: "application/json",
             position: self.position,
             previous: self.previous,
@@ -209,7 +264,9 @@ struct Structured<'a> {
     id: String,
     source: String,
     #[serde(rename = "type")]
-    event_type: &'static str,
+    event_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skippedtype: Option<&'static str>,
     subject: Uuid,
     time: String,
     dataschema: String,
@@ -227,6 +284,7 @@ struct Received {
     source: String,
     #[serde(rename = "type")]
     event_type: String,
+    skippedtype: Option<String>,
     subject: Uuid,
     time: DateTime<Utc>,
     previous: i64,

@@ -79,6 +79,11 @@ impl EventType {
         found.expect("a test holds this list against the names of all stored events")
     }
 
+    /// Finds a kind by the name under which the log has it.
+    pub fn stored(name: &str) -> Option<&'static Self> {
+        EVENT_TYPES.iter().find(|known| known.stored == name)
+    }
+
     /// Finds a kind by what people call it: `meeting.completed`, `minutebook.meeting.completed.v1`, or
     /// `MeetingCompleted`.
     pub fn named(name: &str) -> Option<&'static Self> {
@@ -94,10 +99,20 @@ impl EventType {
         format!("{}.{}", self.aggregate, self.name)
     }
 
+    /// Returns the CloudEvents type of one that was skipped.
+    pub fn skipped(&self) -> String {
+        format!("minutebook.{}.skipped.v1", self.aggregate)
+    }
+
     /// Returns the URI that names the JSON Schema of its data.
     pub fn schema_uri(&self) -> String {
-        format!("urn:minutebook:schema:{}", self.full)
+        schema_uri(self.full)
     }
+}
+
+/// Returns the URI that names the JSON Schema of the data of a CloudEvents type.
+pub fn schema_uri(full: &str) -> String {
+    format!("urn:minutebook:schema:{full}")
 }
 
 /// The data of a public event.
@@ -136,6 +151,15 @@ macro_rules! public {
 }
 
 public! {
+    /// An event that could not be applied was taken out by an operator: it has no effect. It comes where the
+    /// event would have come, so that whoever counts positions misses none.
+    EventSkipped {
+        /// The meeting or the profile.
+        id: Uuid,
+        /// The type that the event had.
+        event_type: String,
+    }
+
     /// A file was uploaded, and its meeting waits to be processed.
     MeetingRegistered {
         /// The meeting.

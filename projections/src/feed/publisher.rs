@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use event_store::EventStore;
-use event_store::log::{BatchLimits, Filter, LogError};
+use event_store::log::feed::Filter;
+use event_store::log::{BatchLimits, LogError};
 use event_store::retry::backoff;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,8 @@ use super::cloud_event::{CloudEvent, Message};
 use super::public_event::{EVENT_TYPES, Progress};
 use super::publication::{self, Publication};
 use super::source::{Source, newest_of_each_type};
-use super::stream::{self, EventStream, Stop, StreamConfig, StreamError, Tail};
+use super::stream::{self, EventStream, Published, Stop, StreamConfig, StreamError, Tail};
+use super::withheld;
 use crate::freshness;
 use crate::projector::Projection;
 
@@ -254,7 +256,10 @@ async fn lead(
     let (sender, batches) = mpsc::channel(1);
     let reading = read_ahead(store.clone(), projection.clone(), at.position, sender);
     let _reader = AbortOnDropHandle::new(tokio::spawn(reading));
-    Leader { connection, stream, config, epoch, at, newest, publishing, failures }.publish(batches).await
+    let store = store.clone();
+    Leader { store, connection, stream, config, epoch, at, newest, publishing, failures }
+        .publish(batches)
+        .await
 }
 
 /// Connects for publishing, whoever does it.
@@ -272,12 +277,21 @@ pub(super) async fn connect(store: &EventStore) -> Result<PgConnection, PublishE
     Ok(connection)
 }
 
+/// What is published in one turn.
+struct Batch {
+    messages: Vec<Message>,
+    /// What is passed over.
+    withheld: Vec<i64>,
+    /// Up to which position this is everything.
+    until: i64,
+}
+
 /// Reads batches after `position`, as far as the tables show them, at most one ahead.
 async fn read_ahead(
     store: EventStore,
     projection: watch::Receiver<Projection>,
     position: i64,
-    batches: mpsc::Sender<Result<Vec<Message>, PublishError>>,
+    batches: mpsc::Sender<Result<Batch, PublishError>>,
 ) {
     let reading = async {
         let mut source = Source::after(store.clone(), position, Filter::default())
@@ -288,10 +302,11 @@ async fn read_ahead(
             while source.position() < shown {
                 let reading = timeout(STATEMENT, source.next(shown, BATCH));
                 let timed_out = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-                let events = reading.await.map_err(timed_out).map_err(database("reading the log"))??;
+                let read = reading.await.map_err(timed_out).map_err(database("reading the log"))??;
                 // Made here, beside the task that publishes: it takes about as long as publishing.
-                let messages = events.into_iter().map(CloudEvent::into_message).collect();
-                if batches.send(Ok(messages)).await.is_err() {
+                let messages = read.events.into_iter().map(CloudEvent::into_message).collect();
+                let batch = Batch { messages, withheld: read.withheld, until: read.until };
+                if batches.send(Ok(batch)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -344,6 +359,9 @@ pub async fn synchronize(
     let anew = tail.sequence == 0
         && publication::is_refused(&mut turn, &config.name).await.map_err(database("reading the note"))?;
     let noted = if anew { Publication { epoch, position: 0, sequence: 0 } } else { noted };
+    if anew {
+        withheld::forget(&mut turn, &config.name).await.map_err(database("noting that it begins anew"))?;
+    }
     let at = position_after(noted, tail, epoch, head, &config.name)?;
     let lost = noted.epoch == epoch && tail.sequence < u64::try_from(noted.sequence).unwrap_or(0);
     if lost {
@@ -386,6 +404,7 @@ fn position_after(
 }
 
 struct Leader<'a> {
+    store: EventStore,
     connection: PgConnection,
     stream: EventStream,
     config: &'a StreamConfig,
@@ -400,7 +419,7 @@ struct Leader<'a> {
 impl Leader<'_> {
     async fn publish(
         mut self,
-        mut batches: mpsc::Receiver<Result<Vec<Message>, PublishError>>,
+        mut batches: mpsc::Receiver<Result<Batch, PublishError>>,
     ) -> Result<std::convert::Infallible, PublishError> {
         let mut progress = tokio::time::interval(PROGRESS);
         progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -413,13 +432,20 @@ impl Leader<'_> {
                 }
                 _ = progress.tick() => {
                     self.look_around().await?;
+                    self.publish_released().await?;
                     self.tell_progress().await?;
                 }
             }
         }
     }
 
-    async fn publish_batch(&mut self, batch: Vec<Message>) -> Result<(), PublishError> {
+    async fn publish_batch(&mut self, batch: Batch) -> Result<(), PublishError> {
+        let Batch { messages: batch, withheld, until } = batch;
+        if !withheld.is_empty() {
+            // Before anything behind them is published: whatever happens then, they are remembered.
+            let noting = withheld::note(&mut self.connection, &self.config.name, &withheld).await;
+            noting.map_err(database("noting what is withheld"))?;
+        }
         let mut turn = self.connection.begin().await.map_err(database("taking the turn"))?;
         let noted = publication::hold(&mut turn, &self.config.name, self.epoch)
             .await
@@ -431,12 +457,14 @@ impl Leader<'_> {
         let expected = u64::try_from(noted.sequence).unwrap_or(0);
         let published = self.stream.publish(batch.into_iter().skip(refilled), Some(expected)).await;
 
-        let places = places.get(..refilled + published.events).unwrap_or_default();
-        if published.events > 0
-            && let Some((last, _)) = places.last()
-        {
-            self.at.position = *last;
-            self.at.sequence = i64::try_from(published.sequence).unwrap_or(i64::MAX);
+        let done = places.get(..refilled + published.events).unwrap_or_default();
+        let last = done.last().map_or(0, |(position, _)| *position);
+        // What follows the last event was passed over.
+        let reached = if published.stopped.is_none() { until } else { last };
+        let places = done;
+        if reached > self.at.position {
+            self.at.position = reached;
+            self.at.sequence = self.at.sequence.max(i64::try_from(published.sequence).unwrap_or(i64::MAX));
             publication::note(&mut turn, &self.config.name, self.at)
                 .await
                 .map_err(database("noting the position"))?;
@@ -446,13 +474,41 @@ impl Leader<'_> {
         metrics::counter!("minutebook_published_events_total").increment(published.events as u64);
         metrics::gauge!("minutebook_publish_position").set(self.at.position as f64);
         self.publishing.send_replace(Publishing::Active { position: self.at.position });
-        match published.stopped {
-            None => Ok(()),
-            Some(Stop::Failed(error)) => Err(error.into()),
-            // Whoever leads again reads the stream's tail first.
-            Some(Stop::Overtaken) => {
-                Err(StreamError::broker("publishing", "the stream's end is not where it was expected").into())
+        outcome(published)
+    }
+
+    /// Publishes what was withheld and may go out now: out of order, but each with its own position.
+    async fn publish_released(&mut self) -> Result<(), PublishError> {
+        let name = &self.config.name;
+        loop {
+            let failed = database("looking for what was withheld");
+            let due = withheld::due(&mut self.connection, name, self.at.position).await.map_err(&failed)?;
+            if due.is_empty() {
+                return Ok(());
             }
+            let events = withheld::events_at(&self.store, &due).await?;
+            // The stream's tail will be older than what was published before: how far that came has to be on
+            // the disk first.
+            let mut turn = self.connection.begin().await.map_err(&failed)?;
+            turn.execute("SET LOCAL synchronous_commit = on").await.map_err(&failed)?;
+            self.at = publication::hold(&mut turn, name, self.epoch).await.map_err(&failed)?;
+            publication::note(&mut turn, name, self.at).await.map_err(&failed)?;
+            turn.commit().await.map_err(&failed)?;
+
+            let mut turn = self.connection.begin().await.map_err(&failed)?;
+            self.at = publication::hold(&mut turn, name, self.epoch).await.map_err(&failed)?;
+            let count = events.len();
+            let messages = events.into_iter().map(CloudEvent::into_message);
+            // What the broker remembers of an earlier try is not taken twice.
+            let published = self.stream.publish(messages, None).await;
+            self.at.sequence = self.at.sequence.max(i64::try_from(published.sequence).unwrap_or(i64::MAX));
+            publication::note(&mut turn, name, self.at).await.map_err(&failed)?;
+            if published.events == count {
+                withheld::settle(&mut turn, name, &due).await.map_err(&failed)?;
+            }
+            turn.commit().await.map_err(&failed)?;
+            metrics::counter!("minutebook_published_events_total").increment(published.events as u64);
+            outcome(published)?;
         }
     }
 
@@ -474,6 +530,17 @@ impl Leader<'_> {
             EVENT_TYPES.iter().map(|known| (known.full.to_owned(), newest(known.stored))).collect();
         let progress = Progress { epoch: self.epoch, position: self.at.position, newest };
         Ok(self.stream.tell_progress(&progress).await?)
+    }
+}
+
+fn outcome(published: Published) -> Result<(), PublishError> {
+    match published.stopped {
+        None => Ok(()),
+        Some(Stop::Failed(error)) => Err(error.into()),
+        // Whoever leads again reads the stream's tail first.
+        Some(Stop::Overtaken) => {
+            Err(StreamError::broker("publishing", "the stream's end is not where it was expected").into())
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Puts events on the stream again, where the broker lost them or never had them.
 
 use event_store::EventStore;
-use event_store::log::Filter;
+use event_store::log::feed::Filter;
 use sqlx::Connection;
 
 use super::cloud_event::CloudEvent;
@@ -36,7 +36,8 @@ pub async fn refill(
     while source.position() < to {
         let again = source.position() < known.position;
         let until = if again { to.min(known.position) } else { to };
-        let events = source.next(until, BATCH).await?;
+        // What is parked is not for others yet: the publisher sends it when it is.
+        let events = source.next(until, BATCH).await?.events;
         let mut turn = connection.begin().await.map_err(database("taking the turn"))?;
         let mut at = publication::hold(&mut turn, &config.name, store.identity().epoch)
             .await

@@ -1,13 +1,27 @@
-//! Public events straight from the log, in order, each with the position before it of its type.
+//! Public events straight from the log, in order, each with the position before it of its type. What is
+//! parked is withheld, and goes out later; what was skipped goes out as such.
 
 use std::collections::HashMap;
 
 use event_store::EventStore;
-use event_store::log::{self, BatchLimits, Filter, LogError};
+use event_store::log::feed::{self, FeedEvent, Filter};
+use event_store::log::{BatchLimits, LogError};
 use sqlx::PgPool;
 
 use super::cloud_event::CloudEvent;
 use super::public_event::{EVENT_TYPES, EventType};
+use super::withheld::Exempt;
+
+/// What was read in one go.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The public events that the filter lets through.
+    pub events: Vec<CloudEvent>,
+    /// The positions of those that are parked.
+    pub withheld: Vec<i64>,
+    /// Up to which position this is everything.
+    pub until: i64,
+}
 
 /// Reads public events from a position on.
 pub struct Source {
@@ -34,33 +48,53 @@ impl Source {
         self.position
     }
 
-    /// Reads on, at most up to position `until`. Returns the events that the filter lets through; an empty
-    /// batch means that up to `until` there are no more.
-    pub async fn next(&mut self, until: i64, limits: BatchLimits) -> Result<Vec<CloudEvent>, LogError> {
+    /// Reads on, at most up to position `until`, which the tables show.
+    pub async fn next(&mut self, until: i64, limits: BatchLimits) -> Result<Batch, LogError> {
         if until <= self.position {
-            return Ok(vec![]);
+            return Ok(Batch { until: self.position, ..Batch::default() });
         }
+        let failed = |source| LogError::Database { after: self.position, source };
         if !self.settled {
             let newest = newest_of_each_type(self.store.pool(), self.position).await;
-            self.newest = newest.map_err(|source| LogError::Database { after: self.position, source })?;
+            self.newest = newest.map_err(failed)?;
             self.settled = true;
         }
-        let batch = log::read_for_feed(self.store.pool(), self.position, until, &self.filter, limits).await?;
-        let identity = self.store.identity();
-        let mut events = Vec::with_capacity(batch.events.len());
-        for read in &batch.events {
-            let stored = EventType::of(&read.recorded.event).stored;
-            // A filter that leaves some of a type out makes the log say what came before.
-            let before = self.newest.insert(stored, read.recorded.position).unwrap_or(0);
-            let previous = read.previous.unwrap_or(before);
-            events.push(CloudEvent::new(identity, &read.recorded, previous, read.correlation_id.clone()));
-        }
-        self.position = if batch.whole {
+        let pool = self.store.pool();
+        let read = feed::read(pool, self.position, until, &self.filter, limits).await?;
+        let end = if read.whole {
             until
         } else {
-            batch.events.last().map_or(self.position, |read| read.recorded.position)
+            read.events.last().map_or(self.position, |read| read.entry.position())
         };
-        Ok(events)
+        // After the events: the tables have shown these before, so what is parked of them is known.
+        let exempt = Exempt::between(pool, self.position, end).await.map_err(failed)?;
+        let mut batch = Batch { events: Vec::with_capacity(read.events.len()), withheld: vec![], until: end };
+        for FeedEvent { entry, correlation_id, previous } in read.events {
+            let position = entry.position();
+            let Some(event_type) = EventType::stored(entry.event_type()) else {
+                exempt.excuses(entry)?;
+                continue;
+            };
+            // A filter that leaves some of a type out makes the log say what came before.
+            let before = self.newest.insert(event_type.stored, position).unwrap_or(0);
+            let previous = previous.unwrap_or(before);
+            if exempt.parked.contains(&position) {
+                batch.withheld.push(position);
+                continue;
+            }
+            let identity = self.store.identity();
+            let skipped = exempt.skipped.contains(&position);
+            batch.events.push(CloudEvent::of_entry(
+                identity,
+                entry,
+                event_type,
+                skipped,
+                previous,
+                correlation_id,
+            )?);
+        }
+        self.position = end;
+        Ok(batch)
     }
 }
 
@@ -70,6 +104,6 @@ pub async fn newest_of_each_type(
     position: i64,
 ) -> Result<HashMap<&'static str, i64>, sqlx::Error> {
     let stored = EVENT_TYPES.iter().map(|known| known.stored).collect::<Vec<_>>();
-    let newest = log::newest_of_types(pool, &stored, position).await?;
+    let newest = feed::newest_of_types(pool, &stored, position).await?;
     Ok(stored.into_iter().zip(newest).collect())
 }

@@ -87,6 +87,11 @@ pub enum Report {
         /// Where the event can be looked at.
         place: String,
     },
+    /// The event at a position was skipped by an operator: there is nothing to handle.
+    Skipped {
+        /// The event's position.
+        position: i64,
+    },
     /// A message that is no event of this feed was passed over.
     Foreign {
         /// Its subject.
@@ -165,6 +170,12 @@ impl<M: Memory> Inbox<M> {
             report(Report::GapClosed(gap));
         }
         Ok(())
+    }
+
+    /// Enters an event that was skipped.
+    pub fn pass(&mut self, event: &CloudEvent, report: &mut impl FnMut(Report)) -> std::io::Result<()> {
+        report(Report::Skipped { position: event.position });
+        self.enter(event, report)
     }
 
     /// Sets an event aside that was tried too often.
@@ -378,6 +389,10 @@ where
         return settle(AckKind::Term).await;
     };
     if !inbox.look(&event, report) {
+        return settle(AckKind::Ack).await;
+    }
+    if event.skipped {
+        inbox.pass(&event, report).map_err(HandleError::Memory)?;
         return settle(AckKind::Ack).await;
     }
     let delivered = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX));

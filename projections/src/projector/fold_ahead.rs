@@ -3,18 +3,17 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
-use domain::Event;
-use event_store::log::Recorded;
+use event_store::log::{Entry, Recorded};
 use lru::LruCache;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use super::{Batch, ProjectError, READ, timed_out};
 use crate::changes::{Changes, Key};
-use crate::fold::{MeetingRows, ProfileRows, Rows, fold};
-use crate::tables::{artifacts, files, meetings, speakers, user_profiles};
+use crate::fold::{Fold, Rows};
+use crate::parked::{self, Exceptions, Verdict};
+use crate::stored_rows::{self, key};
 
 /// How many aggregates' rows are kept from one batch to the next.
 const CACHED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -22,17 +21,14 @@ const CACHED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 const CACHED_ROWS: usize = 64;
 
 /// Turns batches of events into what they change, in order, until the one side or the other ends.
-/// `written` says up to which position the writer has committed.
 pub(super) async fn fold_ahead(
-    pool: PgPool,
-    mut batches: mpsc::Receiver<Result<Vec<Recorded>, ProjectError>>,
-    written: watch::Receiver<i64>,
+    mut folder: Folder,
+    mut batches: mpsc::Receiver<Result<Vec<Entry>, ProjectError>>,
     folded: mpsc::Sender<Result<Batch, ProjectError>>,
 ) {
-    let mut folder = Folder::new(pool, written);
     while let Some(batch) = batches.recv().await {
         let batch = match batch {
-            Ok(events) => folder.fold(&events).await,
+            Ok(entries) => folder.fold(&entries).await,
             Err(error) => Err(error),
         };
         let failed = batch.is_err();
@@ -44,23 +40,43 @@ pub(super) async fn fold_ahead(
 
 pub(super) struct Folder {
     pool: PgPool,
+    fold: Fold,
+    exceptions: Exceptions,
+    /// Up to which position the writer has committed.
     written: watch::Receiver<i64>,
     /// Rows as the tables will show them when all batches folded so far are written.
     cache: LruCache<Key, Rows>,
 }
 
 impl Folder {
-    pub(super) fn new(pool: PgPool, written: watch::Receiver<i64>) -> Self {
-        Self { pool, written, cache: LruCache::new(CACHED) }
+    pub(super) fn new(
+        pool: PgPool,
+        fold: Fold,
+        exceptions: Exceptions,
+        written: watch::Receiver<i64>,
+    ) -> Self {
+        Self { pool, fold, exceptions, written, cache: LruCache::new(CACHED) }
     }
 
-    pub(super) async fn fold(&mut self, events: &[Recorded]) -> Result<Batch, ProjectError> {
-        let first = events.first().map_or(0, |event| event.position);
-        let before = self.rows_before(events, first).await?;
+    pub(super) async fn fold(&mut self, entries: &[Entry]) -> Result<Batch, ProjectError> {
+        let first = entries.first().map_or(0, Entry::position);
+        let mut events = Vec::with_capacity(entries.len());
+        let mut parked = vec![];
+        for entry in entries {
+            match self.exceptions.judge(entry) {
+                Verdict::Apply(recorded) => events.push(recorded),
+                Verdict::Park(event) => parked.push(event),
+                Verdict::Skip => {}
+            }
+        }
+        if !parked.is_empty() && self.exceptions.aggregates() > parked::MOST_AGGREGATES {
+            return Err(ProjectError::TooManyParked { position: first });
+        }
+        let before = self.rows_before(&events, first).await?;
         let mut after = before.clone();
         for recorded in events {
             let rows = after.entry(key(&recorded.event)).or_insert_with(|| Rows::empty_for(&recorded.event));
-            fold(rows, recorded);
+            (self.fold)(rows, recorded);
         }
         let statements = Changes::between(&before, &after).statements();
         for (key, mut rows) in after {
@@ -71,19 +87,18 @@ impl Folder {
                 self.cache.put(key, rows);
             }
         }
-        Ok(Batch { first, events: events.len(), statements })
+        Ok(Batch { first, events: entries.len(), statements, parked })
     }
 
     /// Returns the rows that the batch's aggregates have before it: from the cache, else from the tables.
     /// An aggregate whose first event is in the batch has none.
     async fn rows_before(
         &mut self,
-        events: &[Recorded],
+        events: &[&Recorded],
         first: i64,
     ) -> Result<HashMap<Key, Rows>, ProjectError> {
         let mut rows = HashMap::new();
-        let mut meetings = vec![];
-        let mut profiles = vec![];
+        let mut unknown = vec![];
         for recorded in events {
             let key = key(&recorded.event);
             if rows.contains_key(&key) {
@@ -91,14 +106,11 @@ impl Folder {
             }
             let known = self.cache.pop(&key);
             if known.is_none() && recorded.sequence > 1 {
-                match &recorded.event {
-                    Event::Meeting(id, _) => meetings.push(id.as_uuid()),
-                    Event::Profile(id, _) => profiles.push(id.as_uuid()),
-                }
+                unknown.push(key);
             }
             rows.insert(key, known.unwrap_or_else(|| Rows::empty_for(&recorded.event)));
         }
-        if meetings.is_empty() && profiles.is_empty() {
+        if unknown.is_empty() {
             return Ok(rows);
         }
         // The tables have to show all batches before this one. The writer bounds how long that takes.
@@ -107,19 +119,16 @@ impl Folder {
         }
         let loading = async {
             let mut connection = self.pool.acquire().await?;
-            load_meetings(&mut connection, &meetings, &mut rows).await?;
-            load_profiles(&mut connection, &profiles, &mut rows).await
+            stored_rows::of(&mut connection, &unknown).await
         };
         let loaded = timeout(READ, loading).await.unwrap_or_else(|_| Err(timed_out()));
-        loaded.map_err(|source| ProjectError::Database { phase: "loading rows", position: first, source })?;
+        let loaded = loaded.map_err(|source| ProjectError::Database {
+            phase: "loading rows",
+            position: first,
+            source,
+        })?;
+        rows.extend(loaded);
         Ok(rows)
-    }
-}
-
-const fn key(event: &Event) -> Key {
-    match event {
-        Event::Meeting(id, _) => ("meeting", id.as_uuid()),
-        Event::Profile(id, _) => ("profile", id.as_uuid()),
     }
 }
 
@@ -128,52 +137,4 @@ fn size(rows: &Rows) -> usize {
         Rows::Meeting(rows) => rows.speakers.len() + rows.artifacts.len(),
         Rows::Profile(rows) => rows.profile.as_ref().map_or(0, |profile| profile.embeddings.len()),
     }
-}
-
-async fn load_profiles(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-    rows: &mut HashMap<Key, Rows>,
-) -> Result<(), sqlx::Error> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    for profile in user_profiles::load(connection, ids).await? {
-        rows.insert(("profile", profile.id), Rows::Profile(ProfileRows { profile: Some(profile) }));
-    }
-    Ok(())
-}
-
-async fn load_meetings(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-    rows: &mut HashMap<Key, Rows>,
-) -> Result<(), sqlx::Error> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let mut loaded: HashMap<Uuid, MeetingRows> = ids.iter().map(|id| (*id, MeetingRows::default())).collect();
-    let mut files = files::of_meetings(connection, ids)
-        .await?
-        .into_iter()
-        .map(|file| (file.id, file))
-        .collect::<HashMap<_, _>>();
-    for meeting in meetings::load(connection, ids).await? {
-        if let Some(rows) = loaded.get_mut(&meeting.id) {
-            rows.file = meeting.file_id.and_then(|id| files.remove(&id));
-            rows.meeting = Some(meeting);
-        }
-    }
-    for speaker in speakers::of_meetings(connection, ids).await? {
-        if let Some(rows) = speaker.meeting_id.and_then(|id| loaded.get_mut(&id)) {
-            rows.speakers.insert(speaker.id, speaker);
-        }
-    }
-    for artifact in artifacts::of_meetings(connection, ids).await? {
-        if let Some(rows) = artifact.meeting_id.and_then(|id| loaded.get_mut(&id)) {
-            rows.artifacts.insert(artifact.id, artifact);
-        }
-    }
-    rows.extend(loaded.into_iter().map(|(id, rows)| (("meeting", id), Rows::Meeting(Box::new(rows)))));
-    Ok(())
 }

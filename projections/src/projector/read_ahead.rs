@@ -1,7 +1,7 @@
 //! Reads and decodes the log ahead of the fold: it never changes behind the reader.
 
 use event_store::EventStore;
-use event_store::log::{self, BatchLimits, LogError, Recorded};
+use event_store::log::{self, BatchLimits, Entry, LogError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -15,7 +15,7 @@ pub(super) async fn read_ahead(
     store: EventStore,
     mut position: i64,
     care: Care,
-    batches: mpsc::Sender<Result<Vec<Recorded>, ProjectError>>,
+    batches: mpsc::Sender<Result<Vec<Entry>, ProjectError>>,
 ) {
     let mut head = store.head().subscribe();
     loop {
@@ -27,13 +27,13 @@ pub(super) async fn read_ahead(
             .unwrap_or_else(|_| (vec![], Some(LogError::Database { after: position, source: timed_out() })));
         let caught_up = batch.is_empty();
         if let Some(last) = batch.last() {
-            position = last.position;
+            position = last.position();
             if batches.send(Ok(batch)).await.is_err() {
                 return;
             }
         }
         if let Some(error) = error {
-            // What came before the event at fault is applied first.
+            // What came before the hole is applied first.
             let _ = batches.send(Err(error.into())).await;
             return;
         }
@@ -45,7 +45,7 @@ pub(super) async fn read_ahead(
 
 impl Care {
     /// Returns how much to read after `position`.
-    fn limits_after(self, position: i64) -> BatchLimits {
+    pub(super) fn limits_after(&self, position: i64) -> BatchLimits {
         if position < self.until { BatchLimits { events: self.events, ..BATCH } } else { BATCH }
     }
 }

@@ -16,15 +16,18 @@ const EXAMPLES: usize = 5;
 /// How far the new generation may be behind when the live one is held still for it.
 const NEAR: i64 = 2000;
 
+/// The one table that generations share.
+const PARKED: &str = "parked_events";
+
 struct Compared {
     table: &'static str,
     key: &'static str,
     columns: &'static [&'static str],
-    /// Which rows count.
+    /// Which rows count, in the generation `{schema}`.
     counts: &'static str,
 }
 
-const TABLES: [Compared; 7] = [
+const TABLES: [Compared; 8] = [
     Compared {
         table: "files",
         key: "id",
@@ -58,6 +61,13 @@ const TABLES: [Compared; 7] = [
     // An expired row is as good as none.
     Compared { table: "cache", key: "key", columns: &["value", "ttl"], counts: "ttl IS NULL OR ttl > now()" },
     Compared { table: "cache_origin", key: "key", columns: &["position"], counts: "true" },
+    // Both have parked the same events.
+    Compared {
+        table: PARKED,
+        key: "position",
+        columns: &["event_type"],
+        counts: "generation = (SELECT generation FROM {schema}.checkpoint)",
+    },
 ];
 
 /// What a comparison found.
@@ -154,10 +164,14 @@ async fn compare_table(
     schema: &str,
     Compared { table, key, columns, counts }: &Compared,
 ) -> Result<TableReport, sqlx::Error> {
+    let rows_that_count = |schema: &str| {
+        let place = quoted(if *table == PARKED { "ops" } else { schema });
+        format!("{place}.{} WHERE {}", quoted(table), counts.replace("{schema}", &quoted(schema)))
+    };
     let quoted_columns = columns.iter().map(|column| quoted(column)).collect::<Vec<_>>();
     let side = |schema: &str| {
-        let (schema, table, columns) = (quoted(schema), quoted(table), quoted_columns.join(", "));
-        format!("(SELECT {key}, {columns}, true AS there FROM {schema}.{table} WHERE {counts})")
+        let columns = quoted_columns.join(", ");
+        format!("(SELECT {key}, {columns}, true AS there FROM {})", rows_that_count(schema))
     };
     let differs = |column: &String| format!("a.{column} IS DISTINCT FROM b.{column}");
     let any = quoted_columns.iter().map(differs).collect::<Vec<_>>().join(" OR ");
@@ -170,7 +184,7 @@ async fn compare_table(
         side(LIVE),
         side(schema),
     );
-    let count = format!("SELECT count(*) FROM {}.{} WHERE {counts}", quoted(LIVE), quoted(table));
+    let count = format!("SELECT count(*) FROM {}", rows_that_count(LIVE));
     let rows = sqlx::query_scalar(&count).fetch_one(&mut *snapshot).await?;
     let mut report = TableReport { table: (*table).to_owned(), rows, ..TableReport::default() };
     let mut found = sqlx::query(&statement).fetch(snapshot);

@@ -12,6 +12,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 
 use super::{RebuildError, catch_up_to, connect, database};
+use crate::parked;
 use crate::schema::{self, LIVE, PREVIOUS, quoted};
 use crate::tables::checkpoint;
 
@@ -104,11 +105,8 @@ async fn try_swap(
     copy_grants(holding, schema).await.map_err(failed)?;
     rename(holding, schema).await.map_err(failed)?;
     // Never the same number twice, not even on the way back: a projector tells generations apart by it.
-    sqlx::query(&format!("UPDATE {}.checkpoint SET generation = $1", quoted(LIVE)))
-        .bind(held.generation + 1)
-        .execute(holding)
-        .await
-        .map_err(failed)?;
+    let live = checkpoint::renew(holding, LIVE).await.map_err(failed)?;
+    parked::release(holding, held.generation, live).await.map_err(failed)?;
     Ok(Swapped { position: held.position, blocked: started.elapsed() })
 }
 

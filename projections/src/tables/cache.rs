@@ -69,6 +69,20 @@ fn remove(writes: &[&CacheWrite]) -> Option<Statement> {
     Some(statement)
 }
 
+/// Forgets where the rows of these keys come from, if not from a later event: they can be written again.
+pub(crate) fn forget(writes: &[&CacheWrite]) -> Option<Statement> {
+    if writes.is_empty() {
+        return None;
+    }
+    let statement = Statement::new(
+        "DELETE FROM cache_origin USING UNNEST ($1::text[], $2::bigint[]) AS written (key, position)
+          WHERE cache_origin.key = written.key AND cache_origin.position <= written.position",
+    )
+    .bind(column!(writes, write => write.key.as_str()))
+    .bind(column!(writes, write => write.position));
+    Some(statement)
+}
+
 /// Deletes at most `limit` rows that expired by `now`; returns how many.
 pub async fn sweep(
     connection: &mut PgConnection,

@@ -2,6 +2,8 @@
 
 use sqlx::{PgConnection, PgExecutor, Row};
 
+use crate::schema::quoted;
+
 /// A generation and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -36,6 +38,25 @@ pub async fn advance(
         .execute(connection)
         .await?;
     Ok(moved.rows_affected() == 1)
+}
+
+/// Gives the generation in `schema` a number that none has had: whoever has worked out what to write to it
+/// has to look again. The events that it has parked go with it. Returns the number.
+pub async fn renew(connection: &mut PgConnection, schema: &str) -> Result<i64, sqlx::Error> {
+    let schema = quoted(schema);
+    let before: i64 = sqlx::query_scalar(&format!("SELECT generation FROM {schema}.checkpoint FOR UPDATE"))
+        .fetch_one(&mut *connection)
+        .await?;
+    let renew = format!(
+        "UPDATE {schema}.checkpoint SET generation = nextval('ops.generations') RETURNING generation"
+    );
+    let renewed = sqlx::query_scalar(&renew).fetch_one(&mut *connection).await?;
+    sqlx::query("UPDATE ops.parked_events SET generation = $2 WHERE generation = $1")
+        .bind(before)
+        .bind(renewed)
+        .execute(connection)
+        .await?;
+    Ok(renewed)
 }
 
 fn checkpoint(row: &sqlx::postgres::PgRow) -> Result<Checkpoint, sqlx::Error> {

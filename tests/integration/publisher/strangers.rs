@@ -1,6 +1,6 @@
 //! Others who publish on the stream's subjects.
 
-use event_store::log::Filter;
+use event_store::log::feed::Filter;
 use nix::sys::signal::Signal;
 use projections::feed::cloud_event::CloudEvent;
 use projections::feed::publisher::BATCH;
@@ -85,9 +85,9 @@ async fn a_second_publisher_that_knows_nothing_of_locks_is_noticed_and_doubles_n
         let head = scene.head().await;
         let mut source = Source::after(book.store.clone(), before, Filter::default()).await.unwrap();
         let next = source.next(head - (head - before) / 3, BATCH).await.unwrap();
-        let messages = || next.iter().cloned().map(CloudEvent::into_message);
+        let messages = || next.events.iter().cloned().map(CloudEvent::into_message);
         let published = stream.publish(messages(), Some(tail.sequence)).await;
-        assert!(published.stopped.is_none() && published.events == next.len(), "{published:?}");
+        assert!(published.stopped.is_none() && published.events == next.events.len(), "{published:?}");
         publisher.signal(Signal::SIGCONT);
         append(&book, 20).await;
         scene.all_is_published().await;
