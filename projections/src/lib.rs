@@ -7,6 +7,7 @@ mod changes;
 pub mod feed;
 pub mod fold;
 pub mod freshness;
+pub mod history;
 pub mod projector;
 pub mod queries;
 pub mod rebuild;
