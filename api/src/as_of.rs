@@ -53,7 +53,7 @@ impl TryFrom<String> for AsOf {
         }
         let time = DateTime::parse_from_rfc3339(&text).map(|time| Self::Time(time.to_utc()));
         time.map_err(|_| {
-            "as_of must be a position from 0, or a time with its zone, as 2026-11-24T09:00:00Z; in a URL a plus is %2B"
+            "neither a position from 0 nor a time with its zone, as 2026-11-24T09:00:00Z; in a URL a plus is %2B"
         })
     }
 }
