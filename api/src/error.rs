@@ -11,6 +11,7 @@ use domain::meeting::MeetingError;
 use domain::profile::ProfileError;
 use event_store::append::AppendError;
 use event_store::command_bus::CommandError;
+use projections::history::HistoryError;
 use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
@@ -52,7 +53,7 @@ impl Problem {
     }
 
     /// Returns a 404.
-    pub fn not_found(code: &'static str, detail: &'static str) -> Self {
+    pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
     }
 
@@ -171,6 +172,15 @@ where
             CommandError::Append(ref refused @ AppendError::Refused(_)) => Self::internal(refused),
             CommandError::Database { source, .. } => source.into(),
             ref error @ CommandError::Load(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<HistoryError> for Problem {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::NotYet { .. } => Self::not_found("not_yet_recorded", error.to_string()),
+            HistoryError::Database(source) => source.into(),
         }
     }
 }

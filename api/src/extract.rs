@@ -7,7 +7,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use axum::{RequestExt, body::Bytes};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -251,7 +251,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
 }
 
 /// Parses digits, and nothing but digits.
-fn number(text: &str) -> Option<i64> {
+pub fn number(text: &str) -> Option<i64> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|_| digits)
 }
@@ -267,13 +267,18 @@ impl FromRequestParts<AppState> for Fresh {
         let position = number(text).ok_or_else(|| {
             Problem::invalid("invalid_header", "Minutebook-Min-Position must be a position: a number from 0")
         })?;
-        let deadline = Instant::now() + state.config.position_timeout;
-        if freshness::wait_for(state.book.pool(), &state.book.projection, position, deadline).await? {
-            return Ok(Self);
-        }
-        let detail = format!("the tables do not show position {position} yet; try again");
-        Err(Problem::unavailable("position_not_reached", detail))
+        wait_until_shown(state, position).await.map(|()| Self)
     }
+}
+
+/// Waits until the tables show `position`, within bounds.
+pub async fn wait_until_shown(state: &AppState, position: i64) -> Result<(), Problem> {
+    let deadline = Instant::now() + state.config.position_timeout;
+    if freshness::wait_for(state.book.pool(), &state.book.projection, position, deadline).await? {
+        return Ok(());
+    }
+    let detail = format!("the tables do not show position {position} yet; try again");
+    Err(Problem::unavailable("position_not_reached", detail))
 }
 
 /// The id in a path.
@@ -427,15 +432,6 @@ pub fn etag(version: i64) -> String {
     let mut etag = String::new();
     write!(etag, "\"{version}\"").expect("writing to a string does not fail");
     etag
-}
-
-/// A row's representation with its version as ETag.
-pub struct Versioned<T>(pub i64, pub T);
-
-impl<T: IntoResponse> IntoResponse for Versioned<T> {
-    fn into_response(self) -> Response {
-        ([(header::ETAG, etag(self.0))], self.1).into_response()
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 pub mod app;
+pub mod as_of;
 pub mod book;
 pub mod cli;
 pub mod clock;

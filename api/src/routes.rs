@@ -89,6 +89,12 @@ fn position_header(position: i64) -> [(HeaderName, HeaderValue); 1] {
     [(POSITION, HeaderValue::from(position))]
 }
 
+/// Returns a header that has `version` as ETag. What is shown as of an earlier position has none: a later
+/// `If-Match` is about how it stands now.
+fn etag_header(version: i64) -> [(HeaderName, String); 1] {
+    [(header::ETAG, etag(version))]
+}
+
 /// The headers that every command takes.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
@@ -160,6 +166,23 @@ pub enum ReadProblems {
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(#[to_schema] Problem),
     /// A value is not what it must be.
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(#[to_schema] Problem),
+    /// More requests are under way than the server takes.
+    #[response(status = 429, content_type = "application/problem+json")]
+    TooMany(#[to_schema] Problem),
+    /// The tables do not show the position asked for yet; try again.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(#[to_schema] Problem),
+}
+
+/// The problems that a read with `as_of` can meet.
+#[derive(utoipa::IntoResponses)]
+pub enum PastReadProblems {
+    /// There is no such thing, or there was none: `not_yet_recorded` says since when there is.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(#[to_schema] Problem),
+    /// A value is not what it must be; `as_of_in_the_future` says where the log ends.
     #[response(status = 422, content_type = "application/problem+json")]
     Invalid(#[to_schema] Problem),
     /// More requests are under way than the server takes.

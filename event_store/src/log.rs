@@ -421,6 +421,65 @@ pub async fn recorded_at(
         .await
 }
 
+/// Returns the position at which the log stood at `time`: the last one recorded at or before it, 0 before
+/// the first; `None` if the time is still to come. It is the same whenever it is asked.
+pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<Option<i64>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT clock_timestamp(), (SELECT recorded_at FROM log.events ORDER BY position DESC LIMIT 1)",
+    )
+    .fetch_one(pool)
+    .await?;
+    let (now, newest): (DateTime<Utc>, Option<DateTime<Utc>>) = (row.try_get(0)?, row.try_get(1)?);
+    if newest.is_none_or(|newest| newest < time) {
+        if now < time {
+            return Ok(None);
+        }
+        // An append under way may have taken its time before this one, and not be seen yet. It holds the
+        // append lock until it is; later ones take a later time.
+        sqlx::query("SELECT pg_advisory_xact_lock_shared(7165932018841088001)").execute(pool).await?;
+    }
+    // Times never run backwards along positions, so halving finds it, one look at the primary key each time.
+    // A hole ends the search without a row.
+    let found = sqlx::query_scalar(
+        "WITH RECURSIVE search (low, high) AS (
+             SELECT 0::bigint, coalesce((SELECT position FROM log.events ORDER BY position DESC LIMIT 1), 0)
+             UNION ALL
+             SELECT CASE WHEN e.recorded_at <= $1 THEN e.position ELSE s.low END,
+                    CASE WHEN e.recorded_at <= $1 THEN s.high ELSE e.position - 1 END
+               FROM search s
+              CROSS JOIN LATERAL (
+                        SELECT position, recorded_at FROM log.events
+                         WHERE position = (s.low + s.high + 1) / 2 LIMIT 1) e
+              WHERE s.low < s.high
+         )
+         SELECT low FROM search WHERE low = high",
+    )
+    .bind(time)
+    // A plan made while the log was short must not scan it when it is long.
+    .persistent(false)
+    .fetch_one(pool)
+    .await?;
+    Ok(Some(found))
+}
+
+/// Says whether an aggregate has an event of a type.
+pub async fn has_event(
+    executor: impl PgExecutor<'_>,
+    aggregate_type: &str,
+    aggregate_id: Uuid,
+    event_type: &str,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM log.events
+                         WHERE aggregate_type = $1 AND aggregate_id = $2 AND event_type = $3)",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_id.to_string())
+    .bind(event_type)
+    .fetch_one(executor)
+    .await
+}
+
 /// Returns who the log is.
 pub async fn identity(executor: impl PgExecutor<'_>) -> Result<Identity, sqlx::Error> {
     let row = sqlx::query("SELECT log_id, epoch, secret FROM log.identity").fetch_one(executor).await?;

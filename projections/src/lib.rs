@@ -9,6 +9,7 @@ pub mod fold;
 pub mod freshness;
 pub mod heal;
 pub mod parked;
+pub mod history;
 pub mod projector;
 pub mod queries;
 pub mod rebuild;

@@ -1,5 +1,7 @@
 //! What readers ask the tables. An answer that needs several statements is given from one snapshot.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use event_store::log;
 use serde::Serialize;
@@ -7,9 +9,13 @@ use serde_json::Value;
 use sqlx::{Connection, FromRow, PgPool, Postgres, Row, Transaction};
 use uuid::Uuid;
 
+use crate::fold::MeetingRows;
 use crate::tables::artifacts::{self, ArtifactRow};
 use crate::tables::checkpoint;
+use crate::tables::files::FileRow;
+use crate::tables::meetings::MeetingRow;
 use crate::tables::speakers::{self, SpeakerRow};
+use crate::tables::user_profiles::UserProfileRow;
 
 /// A file as readers see it.
 #[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
@@ -38,6 +44,13 @@ pub struct FileView {
     /// When its meeting was registered.
     #[schema(example = "2026-11-24T09:00:00Z")]
     pub created_at: Option<DateTime<Utc>>,
+}
+
+impl From<FileRow> for FileView {
+    fn from(row: FileRow) -> Self {
+        let FileRow { id, sha256, content_fp, mime, duration, size, owner, created_at } = row;
+        Self { id, sha256, content_fp, mime, duration, size, owner, created_at }
+    }
 }
 
 /// A meeting in a list.
@@ -96,6 +109,30 @@ pub struct MeetingDetails {
     pub speakers: Vec<SpeakerView>,
     /// Its artifacts, in order of type.
     pub artifacts: Vec<ArtifactView>,
+}
+
+impl MeetingDetails {
+    /// Returns what readers see of a meeting's rows; nothing if it has none.
+    pub(crate) fn of(rows: MeetingRows, version: i64, position: i64) -> Option<Self> {
+        let MeetingRow { id, status, language, started_at, finished_at, .. } = rows.meeting?;
+        let mut speakers = rows.speakers.into_values().map(SpeakerView::from).collect::<Vec<_>>();
+        speakers.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
+        let mut artifacts = rows.artifacts.into_values().map(ArtifactView::from).collect::<Vec<_>>();
+        artifacts.sort_by(|a, b| a.artifact_type.cmp(&b.artifact_type));
+        let file = rows.file.map(FileView::from);
+        Some(Self {
+            id,
+            version,
+            position,
+            status,
+            language,
+            started_at,
+            finished_at,
+            file,
+            speakers,
+            artifacts,
+        })
+    }
 }
 
 /// A speaker of a meeting.
@@ -164,6 +201,14 @@ pub struct ProfileSummary {
     pub created_at: Option<DateTime<Utc>>,
 }
 
+impl From<UserProfileRow> for ProfileSummary {
+    fn from(row: UserProfileRow) -> Self {
+        let UserProfileRow { id, display_name, embeddings, created_at } = row;
+        let voice_samples = i32::try_from(embeddings.len()).unwrap_or(i32::MAX);
+        Self { id, display_name, voice_samples, created_at }
+    }
+}
+
 /// A row, and which version of its aggregate it shows.
 pub struct Found<T> {
     /// The row.
@@ -201,7 +246,7 @@ pub async fn meeting(pool: &PgPool, id: Uuid) -> Result<Option<MeetingDetails>, 
     let mut connection = pool.acquire().await?;
     let mut snapshot = snapshot(&mut connection).await?;
     let row = sqlx::query(
-        "SELECT m.status, m.language, m.started_at, m.finished_at,
+        "SELECT m.file_id, m.status, m.language, m.started_at, m.finished_at,
                 f.id, f.sha256, f.content_fp, f.mime, f.duration, f.size, f.owner, f.created_at
            FROM meetings m LEFT JOIN files f ON f.id = m.file_id WHERE m.id = $1",
     )
@@ -211,24 +256,26 @@ pub async fn meeting(pool: &PgPool, id: Uuid) -> Result<Option<MeetingDetails>, 
     let Some(row) = row else { return Ok(None) };
     let position = checkpoint::read(&mut *snapshot).await?.position;
     let version = log::version_at(&mut *snapshot, "meeting", id, position).await?;
-    let mut speakers = speakers::of_meetings(&mut snapshot, &[id]).await?;
-    speakers.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
-    let mut artifacts = artifacts::of_meetings(&mut snapshot, &[id]).await?;
-    artifacts.sort_by(|a, b| a.artifact_type.cmp(&b.artifact_type));
+    let speakers = speakers::of_meetings(&mut snapshot, &[id]).await?;
+    let artifacts = artifacts::of_meetings(&mut snapshot, &[id]).await?;
     snapshot.commit().await?;
     let has_file = row.try_get::<Option<Uuid>, _>("id")?.is_some();
-    Ok(Some(MeetingDetails {
+    let meeting = MeetingRow {
         id,
-        version,
-        position,
+        file_id: row.try_get("file_id")?,
         status: row.try_get("status")?,
         language: row.try_get("language")?,
         started_at: row.try_get("started_at")?,
         finished_at: row.try_get("finished_at")?,
-        file: if has_file { Some(FileView::from_row(&row)?) } else { None },
-        speakers: speakers.into_iter().map(SpeakerView::from).collect(),
-        artifacts: artifacts.into_iter().map(ArtifactView::from).collect(),
-    }))
+    };
+    let rows = MeetingRows {
+        file: if has_file { Some(FileRow::from_row(&row)?) } else { None },
+        meeting: Some(meeting),
+        speakers: speakers.into_iter().map(|speaker| (speaker.id, speaker)).collect(),
+        artifacts: artifacts.into_iter().map(|artifact| (artifact.id, artifact)).collect(),
+        cache: BTreeMap::new(),
+    };
+    Ok(MeetingDetails::of(rows, version, position))
 }
 
 /// Which meetings a list has; what is absent does not matter.
@@ -277,6 +324,11 @@ pub async fn file(pool: &PgPool, id: Uuid) -> Result<Option<FileView>, sqlx::Err
     .bind(id)
     .fetch_optional(pool)
     .await
+}
+
+/// Returns the meeting that a file belongs to.
+pub async fn meeting_of_file(pool: &PgPool, file: Uuid) -> Result<Option<Uuid>, sqlx::Error> {
+    sqlx::query_scalar("SELECT id FROM meetings WHERE file_id = $1").bind(file).fetch_optional(pool).await
 }
 
 /// Which files are looked for.

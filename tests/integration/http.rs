@@ -9,6 +9,7 @@ mod listening;
 mod metrics;
 mod provenance;
 mod shutdown;
+mod time_travel;
 mod versions;
 
 use std::time::Duration;

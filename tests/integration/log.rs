@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::read_models::eventually;
+
 /// How long anything may take that must come to an end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A batch without bounds.
@@ -95,6 +97,57 @@ async fn a_hole_is_an_error_that_names_it() {
         assert_eq!(error.to_string(), "the log is damaged: position 3 is missing, position 5 follows");
     }
     assert_eq!(log::read(&pool, 4, EVERYTHING).await.unwrap().len(), 2, "behind the hole all is well");
+}
+
+#[tokio::test]
+async fn a_time_is_the_last_position_recorded_by_then() {
+    let database = TestDatabase::create().await;
+    let pool = database.open().await.pool().clone();
+    let at = async |time: DateTime<Utc>| log::position_at(&pool, time).await.unwrap();
+    assert_eq!(at(Utc::now() - TimeDelta::seconds(1)).await, Some(0), "an empty log");
+    // Several positions share a time.
+    for events in [1, 3, 2, 1, 7] {
+        fill(&pool, events).await;
+    }
+    let events = whole_log(&pool).await;
+    let until =
+        |time| events.iter().filter(|event| event.recorded_at <= time).map(|event| event.position).max();
+    for event in &events {
+        for microseconds in [-1, 0, 1] {
+            let time = event.recorded_at + TimeDelta::microseconds(microseconds);
+            assert_eq!(at(time).await, Some(until(time).unwrap_or(0)), "{time}");
+        }
+    }
+    assert_eq!(at(DateTime::UNIX_EPOCH).await, Some(0));
+    assert_eq!(at(Utc::now() + TimeDelta::minutes(1)).await, None);
+}
+
+#[tokio::test]
+async fn a_time_waits_for_an_append_that_may_be_recorded_before_it() {
+    let database = TestDatabase::create().await;
+    let pool = database.open().await.pool().clone();
+    fill(&pool, 1).await;
+    // An append in slow motion: the lock, its time, its events, and at last it is seen.
+    let mut append = pool.begin().await.unwrap();
+    append.execute("SELECT pg_advisory_xact_lock(7165932018841088001)").await.unwrap();
+    append
+        .execute(
+            "INSERT INTO log.events (position, recorded_at, aggregate_type, aggregate_id, sequence,
+                                     event_type, event_version, payload, metadata)
+             SELECT 2, clock_timestamp(), aggregate_type, aggregate_id, 2,
+                    event_type, event_version, payload, metadata FROM log.events",
+        )
+        .await
+        .unwrap();
+    let now = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&pool).await.unwrap();
+    let asking = pool.clone();
+    let asked = tokio::spawn(async move { log::position_at(&asking, now).await.unwrap() });
+    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    let waits = async || sqlx::query_scalar::<_, bool>(waits).fetch_one(&pool).await.unwrap().then_some(());
+    eventually("it waits for the append", waits).await;
+    append.commit().await.unwrap();
+    assert_eq!(timeout(PATIENCE, asked).await.unwrap().unwrap(), Some(2));
 }
 
 #[tokio::test]

@@ -2,18 +2,21 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use domain::file::{ContentFp, Sha256};
 use domain::ids::FileId;
+use projections::history;
 use projections::queries::{self, FileView, WhichFiles};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Page, ReadHeaders, ReadProblems};
+use super::{Page, PastReadProblems, ReadHeaders, ReadProblems, position_header};
 use crate::app::AppState;
+use crate::as_of::AsOfQuery;
 use crate::error::Problem;
-use crate::extract::{Cursor, Fresh, Id, Limit, NoQuery, QueryOf};
+use crate::extract::{Cursor, Fresh, Id, Limit, QueryOf, wait_until_shown};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -21,18 +24,30 @@ pub fn router() -> OpenApiRouter<AppState> {
 }
 
 /// Show a file
-#[utoipa::path(get, operation_id = "showFile", path = "/v1/files/{id}", tag = "files", params(("id" = Uuid, Path), ReadHeaders),
-    responses((status = 200, body = FileView), ReadProblems))]
+///
+/// With `as_of`, a file whose meeting has been erased since is not found; its meeting still is.
+#[utoipa::path(get, operation_id = "showFile", path = "/v1/files/{id}", tag = "files", params(("id" = Uuid, Path), AsOfQuery, ReadHeaders),
+    responses((status = 200, body = FileView), PastReadProblems))]
 async fn show(
     State(state): State<AppState>,
     Id(id): Id<FileId>,
-    _query: NoQuery,
+    QueryOf(AsOfQuery { as_of }): QueryOf<AsOfQuery>,
     _fresh: Fresh,
-) -> Result<Json<FileView>, Problem> {
-    match queries::file(state.book.pool(), id.as_uuid()).await? {
-        Some(file) => Ok(Json(file)),
-        None => Err(Problem::not_found("file_not_found", "there is no such file")),
-    }
+) -> Result<Response, Problem> {
+    let pool = state.book.pool();
+    let (found, position) = match as_of {
+        None => (queries::file(pool, id.as_uuid()).await?, None),
+        Some(as_of) => {
+            let position = as_of.position(pool).await?;
+            // The tables know which meeting the file belongs to.
+            wait_until_shown(&state, position).await?;
+            (history::file(pool, id.as_uuid(), position).await?, Some(position))
+        }
+    };
+    let Some(file) = found else {
+        return Err(Problem::not_found("file_not_found", "there is no such file"));
+    };
+    Ok((position.map(position_header), Json(file)).into_response())
 }
 
 /// What to look for: one of the two.

@@ -13,6 +13,7 @@ use domain::text::{Language, Reason, Stage, WorkerId};
 use domain::{Timestamp, ValueError};
 use event_store::command_bus::Context;
 use event_store::log::{self, BatchLimits};
+use projections::history;
 use projections::queries::{self, MeetingDetails, MeetingFilter, MeetingSummary};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -22,12 +23,14 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::{
-    CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems, position_header,
+    CommandAnswer, CommandHeaders, CommandProblems, Page, PastReadProblems, ReadHeaders, ReadProblems,
+    etag_header, position_header,
 };
 use crate::app::AppState;
+use crate::as_of::{AsOf, AsOfQuery};
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, Object, PathOf, QueryOf, Versioned};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, Object, PathOf, QueryOf};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -366,19 +369,25 @@ async fn fail(
 }
 
 /// Show a meeting with its file, speakers and artifacts
-#[utoipa::path(get, operation_id = "showMeeting", path = "/v1/meetings/{id}", tag = "meetings", params(("id" = Uuid, Path), ReadHeaders),
-    responses((status = 200, body = MeetingDetails), ReadProblems))]
+#[utoipa::path(get, operation_id = "showMeeting", path = "/v1/meetings/{id}", tag = "meetings", params(("id" = Uuid, Path), AsOfQuery, ReadHeaders),
+    responses((status = 200, body = MeetingDetails), PastReadProblems))]
 async fn show(
     State(state): State<AppState>,
     Id(id): Id<MeetingId>,
-    _query: NoQuery,
+    QueryOf(AsOfQuery { as_of }): QueryOf<AsOfQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let Some(meeting) = queries::meeting(state.book.pool(), id.as_uuid()).await? else {
+    let pool = state.book.pool();
+    let found = match as_of {
+        None => queries::meeting(pool, id.as_uuid()).await?,
+        Some(as_of) => history::meeting(pool, id.as_uuid(), as_of.position(pool).await?).await?,
+    };
+    let Some(meeting) = found else {
         return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
     };
     let position = position_header(meeting.position);
-    Ok((position, Versioned(meeting.version, Json(meeting))).into_response())
+    let etag = as_of.is_none().then(|| etag_header(meeting.version));
+    Ok((position, etag, Json(meeting)).into_response())
 }
 
 /// Which meetings to list.
@@ -477,6 +486,9 @@ struct MeetingEventView {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct EventsQuery {
+    /// Only those recorded by then: up to a position of the log, or a time as RFC 3339 writes it, with its zone.
+    #[param(value_type = Option<String>, example = "2026-11-24T09:00:00Z")]
+    as_of: Option<AsOf>,
     /// The sequence after which the page begins: the `next_cursor` of the page before.
     #[serde(default)]
     cursor: u32,
@@ -492,17 +504,26 @@ const EVENTS_BYTES: usize = 4 * 1024 * 1024;
 /// Show a meeting's history
 #[utoipa::path(get, operation_id = "listMeetingEvents", path = "/v1/meetings/{id}/events", tag = "meetings",
     params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
-    responses((status = 200, body = Page<MeetingEventView>), ReadProblems))]
+    responses((status = 200, body = Page<MeetingEventView>), PastReadProblems))]
 async fn events(
     State(state): State<AppState>,
     Id(id): Id<MeetingId>,
     QueryOf(query): QueryOf<EventsQuery>,
     _fresh: Fresh,
-) -> Result<Json<Page<MeetingEventView>>, Problem> {
+) -> Result<Response, Problem> {
     let after = i64::from(query.cursor);
     let pool = state.book.pool();
+    let until = match query.as_of {
+        None => None,
+        Some(as_of) => Some(as_of.position(pool).await?),
+    };
+    let last = match until {
+        None => i64::MAX,
+        Some(position) => history::version(pool, "meeting", id.as_uuid(), position).await?,
+    };
     let limits = BatchLimits { events: usize::from(query.limit), bytes: EVENTS_BYTES };
-    let (stored, more) = log::read_aggregate(pool, "meeting", id.as_uuid(), after, limits).await?;
+    let (mut stored, more) = log::read_aggregate(pool, "meeting", id.as_uuid(), after, limits).await?;
+    stored.retain(|event| event.sequence <= last);
     if stored.is_empty() && log::version_at(pool, "meeting", id.as_uuid(), i64::MAX).await? == 0 {
         return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
     }
@@ -519,6 +540,7 @@ async fn events(
     };
     let events = stored.into_iter().map(view).collect::<Result<Vec<_>, serde_json::Error>>();
     let events = events.map_err(|error| Problem::internal(&error))?;
-    let next_cursor = events.last().filter(|_| more).map(|last| last.sequence.to_string());
-    Ok(Json(Page { items: events, next_cursor }))
+    let next = events.last().map(|event| event.sequence).filter(|sequence| more && *sequence < last);
+    let page = Page { items: events, next_cursor: next.map(|sequence| sequence.to_string()) };
+    Ok((until.map(position_header), Json(page)).into_response())
 }

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use domain::ids::ProfileId;
 use domain::profile::{DisplayName, ProfileCommand};
 use event_store::command_bus::Context;
+use projections::history;
 use projections::queries::{self, ProfileSummary};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
@@ -14,12 +15,14 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::{
-    CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems, position_header,
+    CommandAnswer, CommandHeaders, CommandProblems, Page, PastReadProblems, ReadHeaders, ReadProblems,
+    etag_header, position_header,
 };
 use crate::app::AppState;
+use crate::as_of::AsOfQuery;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, QueryOf, Versioned};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, QueryOf};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -73,18 +76,26 @@ async fn rename(
 }
 
 /// Show a person
-#[utoipa::path(get, operation_id = "showProfile", path = "/v1/profiles/{id}", tag = "profiles", params(("id" = Uuid, Path), ReadHeaders),
-    responses((status = 200, body = ProfileSummary), ReadProblems))]
+///
+/// Whoever has been forgotten is not shown with `as_of` either.
+#[utoipa::path(get, operation_id = "showProfile", path = "/v1/profiles/{id}", tag = "profiles", params(("id" = Uuid, Path), AsOfQuery, ReadHeaders),
+    responses((status = 200, body = ProfileSummary), PastReadProblems))]
 async fn show(
     State(state): State<AppState>,
     Id(id): Id<ProfileId>,
-    _query: NoQuery,
+    QueryOf(AsOfQuery { as_of }): QueryOf<AsOfQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let Some(found) = queries::profile(state.book.pool(), id.as_uuid()).await? else {
+    let pool = state.book.pool();
+    let found = match as_of {
+        None => queries::profile(pool, id.as_uuid()).await?,
+        Some(as_of) => history::profile(pool, id.as_uuid(), as_of.position(pool).await?).await?,
+    };
+    let Some(found) = found else {
         return Err(Problem::not_found("profile_not_found", "there is no such profile"));
     };
-    Ok((position_header(found.position), Versioned(found.version, Json(found.row))).into_response())
+    let etag = as_of.is_none().then(|| etag_header(found.version));
+    Ok((position_header(found.position), etag, Json(found.row)).into_response())
 }
 
 /// Which people to list.

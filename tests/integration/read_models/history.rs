@@ -16,6 +16,13 @@ pub(crate) struct Given {
     payload: Value,
 }
 
+impl Given {
+    /// Puts another payload in the place of this one.
+    pub(crate) fn spoil(&mut self, payload: Value) {
+        self.payload = payload;
+    }
+}
+
 /// Appends an event, whatever the domain would say; returns its position.
 pub(crate) async fn append(book: &Book, given: &Given) -> i64 {
     let Given { aggregate_type, aggregate_id, payload } = given;

@@ -1,0 +1,134 @@
+//! How one aggregate stood at a position of the log: its own events up to there, through the one fold. What
+//! it gives is what the tables showed at that position.
+//!
+//! Events up to a position never change, so nothing here needs a snapshot.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use event_store::log::{self, BatchLimits};
+use sqlx::PgPool;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::fold::{Rows, fold};
+use crate::parked;
+use crate::queries::{self, FileView, Found, MeetingDetails, ProfileSummary};
+
+/// How many events are held at once, besides the rows.
+const BATCH: BatchLimits = BatchLimits { events: 200, bytes: 4 * 1024 * 1024 };
+
+/// Why it cannot be said how something stood.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// It has a history, which begins later.
+    #[error(
+        "nothing was recorded of it up to position {position}; it begins at position {begins}, recorded {}",
+        recorded_at.to_rfc3339_opts(SecondsFormat::Micros, true)
+    )]
+    NotYet {
+        /// The position asked for.
+        position: i64,
+        /// The position of its first event.
+        begins: i64,
+        /// When its first event was recorded.
+        recorded_at: DateTime<Utc>,
+    },
+    /// The database did not answer as it should.
+    #[error("cannot read the history")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Returns a meeting with its file, speakers and artifacts as it stood at `position`; nothing if it had been
+/// erased then, or never was.
+pub async fn meeting(pool: &PgPool, id: Uuid, position: i64) -> Result<Option<MeetingDetails>, HistoryError> {
+    let version = version(pool, "meeting", id, position).await?;
+    match rows(pool, "meeting", id, version).await? {
+        Some(Rows::Meeting(rows)) => Ok(MeetingDetails::of(*rows, version, position)),
+        Some(Rows::Profile(_)) | None => Ok(None),
+    }
+}
+
+/// Returns a file as it stood at `position`. It is found by way of its meeting's row: a file whose meeting is
+/// erased by now is not.
+pub async fn file(pool: &PgPool, id: Uuid, position: i64) -> Result<Option<FileView>, HistoryError> {
+    let Some(meeting_id) = queries::meeting_of_file(pool, id).await? else { return Ok(None) };
+    Ok(meeting(pool, meeting_id, position).await?.and_then(|meeting| meeting.file))
+}
+
+/// Returns a person as known at `position`; nothing if there never was one. Whoever has been forgotten since
+/// is not shown at any position.
+pub async fn profile(
+    pool: &PgPool,
+    id: Uuid,
+    position: i64,
+) -> Result<Option<Found<ProfileSummary>>, HistoryError> {
+    if log::has_event(pool, "profile", id, "ProfileErased").await? {
+        return Ok(None);
+    }
+    let version = version(pool, "profile", id, position).await?;
+    match rows(pool, "profile", id, version).await? {
+        Some(Rows::Profile(rows)) => {
+            let found = |row| Found { row: ProfileSummary::from(row), version, position };
+            Ok(rows.profile.map(found))
+        }
+        Some(Rows::Meeting(_)) | None => Ok(None),
+    }
+}
+
+/// Returns the version that an aggregate had at `position`: its number of events up to there; 0 if it has
+/// none to this day.
+pub async fn version(
+    pool: &PgPool,
+    aggregate_type: &str,
+    id: Uuid,
+    position: i64,
+) -> Result<i64, HistoryError> {
+    let version = log::version_at(pool, aggregate_type, id, position).await?;
+    if version > 0 {
+        return Ok(version);
+    }
+    let one = BatchLimits { events: 1, ..BATCH };
+    let (first, _) = log::read_aggregate(pool, aggregate_type, id, 0, one).await?;
+    match first.first() {
+        Some(first) => {
+            let (begins, recorded_at) = (first.position, first.recorded_at);
+            Err(HistoryError::NotYet { position, begins, recorded_at })
+        }
+        None => Ok(0),
+    }
+}
+
+/// Folds the first `version` events of an aggregate; returns nothing if there are none. The fold leaves out
+/// what was skipped, and ends before an event that cannot be decoded, as the live one does.
+async fn rows(
+    pool: &PgPool,
+    aggregate_type: &str,
+    id: Uuid,
+    version: i64,
+) -> Result<Option<Rows>, sqlx::Error> {
+    let skipped = parked::skipped_between(pool, 0, i64::MAX).await?;
+    let mut rows = None;
+    let mut sequence = 0;
+    while sequence < version {
+        let rest = usize::try_from(version - sequence).unwrap_or(usize::MAX);
+        let limits = BatchLimits { events: rest.min(BATCH.events), ..BATCH };
+        let (events, _) = log::read_aggregate(pool, aggregate_type, id, sequence, limits).await?;
+        let Some(last) = events.last() else { break };
+        sequence = last.sequence;
+        for stored in events.iter().filter(|event| skipped.binary_search(&event.position).is_err()) {
+            let recorded = match stored.decode() {
+                Ok(recorded) => recorded,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(error, "a history is shown up to an event that cannot be read");
+                    return Ok(rows);
+                }
+            };
+            fold(rows.get_or_insert_with(|| Rows::empty_for(&recorded.event)), &recorded);
+        }
+        // Results for the cache are large, and nobody asks for them here.
+        if let Some(Rows::Meeting(rows)) = &mut rows {
+            rows.cache.clear();
+        }
+    }
+    Ok(rows)
+}
