@@ -175,6 +175,7 @@ fn tell_report(report: &Report, json: bool) -> anyhow::Result<()> {
     table.set_header(["table", "rows", "only live", "only history", "differing", "columns"]);
     for compared in &report.tables {
         let columns = compared.columns.iter().map(|(column, count)| format!("{column} {count}"));
+        let columns = columns.chain(compared.new_columns.iter().map(|column| format!("new: {column}")));
         table.add_row([
             compared.table.clone(),
             compared.rows.to_string(),

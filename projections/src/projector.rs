@@ -30,6 +30,7 @@ pub use self::read_ahead::BATCH;
 use self::read_ahead::read_ahead;
 use crate::fold::{Fold, fold};
 use crate::parked::{self, Exceptions};
+use crate::schema;
 use crate::tables::Statement;
 use crate::tables::checkpoint::{self, Checkpoint};
 use crate::tables::parked_events::{self, Parked};
@@ -90,6 +91,12 @@ pub enum ProjectError {
     },
     #[error("more than {} aggregates are parked: that is no fault of single events", parked::MOST_AGGREGATES)]
     TooManyParked { position: i64 },
+    #[error(
+        "the tables have another shape than this version of Minutebook gives them: either a rebuild by another \
+         version has changed them, and that version has to be started, or this one is the new one, and \
+         `minutebook rebuild` brings them up to it"
+    )]
+    OtherShape { position: i64 },
     #[error("a task that works ahead ended")]
     TaskGone,
 }
@@ -123,6 +130,7 @@ impl Care {
             | ProjectError::Swapped { .. }
             | ProjectError::TimedOut
             | ProjectError::TooManyParked { .. }
+            | ProjectError::OtherShape { .. }
             | ProjectError::TaskGone => None,
         }
     }
@@ -190,9 +198,9 @@ pub async fn run(
 fn stopping_reason(error: &ProjectError) -> Option<(i64, String)> {
     match error {
         ProjectError::Log(LogError::Hole { missing, .. }) => Some((*missing, error.to_string())),
-        ProjectError::TooManyParked { position } | ProjectError::Refused { first: position, .. } => {
-            Some((*position, error.to_string()))
-        }
+        ProjectError::TooManyParked { position }
+        | ProjectError::OtherShape { position }
+        | ProjectError::Refused { first: position, .. } => Some((*position, error.to_string())),
         ProjectError::Database { position, source, phase } if !is_transient(source) => {
             let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
             Some((*position, format!("{phase}: SQLSTATE {}", code.unwrap_or_default())))
@@ -295,6 +303,10 @@ async fn lead(
         sleep(STANDBY).await;
     }
     let (start, exceptions) = start(&mut connection, care).await?;
+    // Where the tables have a column that this version does not know, it would leave it empty.
+    if !schema::fits(&mut connection, schema::LIVE).await.map_err(at_start("looking at the tables"))? {
+        return Err(ProjectError::OtherShape { position: start.position + 1 });
+    }
     info!(position = start.position, generation = start.generation, "projecting");
     // One that stopped is well again when it has passed the place, not when it tries once more.
     projection.send_if_modified(|known| {

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use event_store::log;
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{Connection, FromRow, PgPool, Postgres, Row, Transaction};
+use sqlx::{Connection, FromRow, PgConnection, PgPool, Postgres, Row, Transaction};
 use uuid::Uuid;
 
 use crate::fold::MeetingRows;
@@ -14,6 +14,7 @@ use crate::tables::artifacts::{self, ArtifactRow};
 use crate::tables::checkpoint;
 use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
+use crate::tables::read_twice;
 use crate::tables::speakers::{self, SpeakerRow};
 use crate::tables::user_profiles::UserProfileRow;
 
@@ -235,16 +236,20 @@ pub struct CacheView {
 }
 
 /// Begins a transaction that sees one snapshot.
-async fn snapshot(
-    connection: &mut sqlx::pool::PoolConnection<Postgres>,
-) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
+async fn snapshot(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
     connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
 }
 
 /// Returns a meeting with its file, speakers and artifacts.
 pub async fn meeting(pool: &PgPool, id: Uuid) -> Result<Option<MeetingDetails>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    let mut snapshot = snapshot(&mut connection).await?;
+    read_twice!(pool, connection => meeting_once(&mut connection, id))
+}
+
+async fn meeting_once(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<Option<MeetingDetails>, sqlx::Error> {
+    let mut snapshot = snapshot(connection).await?;
     let row = sqlx::query(
         "SELECT m.file_id, m.status, m.language, m.started_at, m.finished_at,
                 f.id, f.sha256, f.content_fp, f.mime, f.duration, f.size, f.owner, f.created_at
@@ -318,12 +323,11 @@ pub async fn meetings(
 
 /// Returns a file.
 pub async fn file(pool: &PgPool, id: Uuid) -> Result<Option<FileView>, sqlx::Error> {
-    sqlx::query_as(
+    read_twice!(pool, connection => sqlx::query_as(
         "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at FROM files WHERE id = $1",
     )
     .bind(id)
-    .fetch_optional(pool)
-    .await
+    .fetch_optional(&mut *connection))
 }
 
 /// Returns the meeting that a file belongs to.
@@ -359,13 +363,20 @@ pub async fn files(
             content_fp,
         ),
     };
-    sqlx::query_as(statement).bind(value).bind(after).bind(limit).fetch_all(pool).await
+    read_twice!(pool, connection =>
+        sqlx::query_as(statement).bind(value).bind(after).bind(limit).fetch_all(&mut *connection))
 }
 
 /// Returns a person.
 pub async fn profile(pool: &PgPool, id: Uuid) -> Result<Option<Found<ProfileSummary>>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    let mut snapshot = snapshot(&mut connection).await?;
+    read_twice!(pool, connection => profile_once(&mut connection, id))
+}
+
+async fn profile_once(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<Option<Found<ProfileSummary>>, sqlx::Error> {
+    let mut snapshot = snapshot(connection).await?;
     let row = sqlx::query_as(
         "SELECT id, display_name, coalesce(jsonb_array_length(embeddings), 0) AS voice_samples, created_at
            FROM user_profiles WHERE id = $1",
@@ -386,23 +397,22 @@ pub async fn profiles(
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<ProfileSummary>, sqlx::Error> {
-    sqlx::query_as(
+    read_twice!(pool, connection => sqlx::query_as(
         "SELECT id, display_name, coalesce(jsonb_array_length(embeddings), 0) AS voice_samples, created_at
            FROM user_profiles WHERE ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2",
     )
     .bind(after)
     .bind(limit)
-    .fetch_all(pool)
-    .await
+    .fetch_all(&mut *connection))
 }
 
 /// Returns a cached result that has not expired at `now`.
 pub async fn cached(pool: &PgPool, key: &str, now: DateTime<Utc>) -> Result<Option<CacheView>, sqlx::Error> {
-    sqlx::query_as("SELECT key, value, ttl FROM cache WHERE key = $1 AND (ttl IS NULL OR ttl > $2)")
-        .bind(key)
-        .bind(now)
-        .fetch_optional(pool)
-        .await
+    read_twice!(pool, connection =>
+        sqlx::query_as("SELECT key, value, ttl FROM cache WHERE key = $1 AND (ttl IS NULL OR ttl > $2)")
+            .bind(key)
+            .bind(now)
+            .fetch_optional(&mut *connection))
 }
 
 /// How many meetings stand where.
@@ -420,7 +430,8 @@ pub struct MeetingCounts {
 
 /// Counts the meetings by status.
 pub async fn meeting_counts(pool: &PgPool) -> Result<MeetingCounts, sqlx::Error> {
-    let rows = sqlx::query("SELECT status, count(*) FROM meetings GROUP BY status").fetch_all(pool).await?;
+    let rows = read_twice!(pool, connection =>
+        sqlx::query("SELECT status, count(*) FROM meetings GROUP BY status").fetch_all(&mut *connection))?;
     let mut counts = MeetingCounts::default();
     for row in rows {
         let (status, count): (String, i64) = (row.try_get(0)?, row.try_get(1)?);

@@ -58,6 +58,15 @@ pub enum RebuildError {
         /// Who, since when, how far.
         who: String,
     },
+    /// Another version of the program has made it.
+    #[error(
+        "the generation in {schema} was made by another version of Minutebook, and its tables have another shape: \
+         only that version can go on with it"
+    )]
+    OtherShape {
+        /// Where it is.
+        schema: String,
+    },
     /// There is nothing to go back to.
     #[error("there is no previous generation to go back to")]
     NoPrevious,

@@ -1,7 +1,10 @@
 //! The schemas of generations: the live one, its creation, and those beside it.
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, Executor, PgConnection, PgPool, Row};
+use sqlx::{Connection, Executor, PgConnection, PgExecutor, PgPool, Row};
+
+/// The tables as this version of the program makes them.
+const DDL: &str = include_str!("../../migrations/read_model.sql");
 
 /// The schema of the generation that readers see.
 pub const LIVE: &str = "read";
@@ -32,11 +35,31 @@ pub async fn create(transaction: &mut PgConnection, schema: &str) -> Result<(), 
     let schema = quoted(schema);
     let create = format!("CREATE SCHEMA {schema}; SET LOCAL search_path = {schema}");
     transaction.execute(create.as_str()).await?;
-    transaction.execute(include_str!("../../migrations/read_model.sql")).await?;
+    transaction.execute(DDL).await?;
+    let comment = format!("COMMENT ON SCHEMA {schema} IS '{}'", shape(&mut *transaction).await?);
+    transaction.execute(comment.as_str()).await?;
     transaction
         .execute("INSERT INTO checkpoint (generation, position) VALUES (nextval('ops.generations'), 0)")
         .await?;
     Ok(())
+}
+
+/// Returns the mark of the shape that this version of the program gives the tables.
+pub async fn shape(executor: impl PgExecutor<'_>) -> Result<String, sqlx::Error> {
+    let code = DDL.lines().map(|line| line.split_once("--").map_or(line, |(code, _)| code));
+    let code = code.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
+    sqlx::query_scalar("SELECT 'minutebook shape ' || md5($1)").bind(code).fetch_one(executor).await
+}
+
+/// Says whether the tables of a generation have the shape that this version of the program knows.
+pub async fn fits(connection: &mut PgConnection, schema: &str) -> Result<bool, sqlx::Error> {
+    let ours = shape(&mut *connection).await?;
+    let found: Option<String> =
+        sqlx::query_scalar("SELECT obj_description(to_regnamespace($1), 'pg_namespace')")
+            .bind(quoted(schema))
+            .fetch_one(connection)
+            .await?;
+    Ok(found.is_none_or(|found| found == ours))
 }
 
 /// Drops a generation and all that is in it.

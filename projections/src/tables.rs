@@ -43,6 +43,26 @@ impl Statement {
     }
 }
 
+/// Says whether the tables have changed their shape behind a statement that the connection had prepared: a
+/// new generation may have another column, or a wider one.
+pub fn is_stale_plan(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("0A000")
+}
+
+/// Reads on a connection of a pool; once more where what it had prepared does not fit the tables any longer.
+macro_rules! read_twice {
+    ($pool:expr, $connection:ident => $read:expr) => {{
+        let mut $connection = $pool.acquire().await?;
+        let mut answer = $read.await;
+        if answer.as_ref().is_err_and($crate::tables::is_stale_plan) {
+            sqlx::Connection::clear_cached_statements(&mut *$connection).await?;
+            answer = $read.await;
+        }
+        answer
+    }};
+}
+pub(crate) use read_twice;
+
 /// Returns the statement that deletes the rows with these ids, if there are any.
 fn delete(sql: &'static str, ids: &[uuid::Uuid]) -> Option<Statement> {
     (!ids.is_empty()).then(|| Statement::new(sql).bind(ids))

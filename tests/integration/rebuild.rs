@@ -1,6 +1,7 @@
 //! `rebuild` and `verify`: what history gives is what is live, what is not is named and mended, and what stops
 //! half-way leaves the live tables as they were.
 
+mod evolution;
 mod history;
 mod in_motion;
 mod refused;
@@ -43,13 +44,14 @@ async fn a_rebuild_of_any_history_equals_the_live_tables_and_there_is_a_way_back
     assert_tables_equal_the_fold(&pool).await;
     assert_eq!(contents(&pool).await, before);
     assert_eq!(shape(&pool).await, fresh, "keys, indexes, columns and their defaults");
-    assert_eq!(generation(&pool).await, 2);
+    let second = generation(&pool).await;
+    assert!(second > 1);
     assert_clean(&database).await;
 
     let rebuilt_files = oid(&pool, "read.files").await;
     rebuilt(&database, &["rebuild", "--rollback", "--json"]).await;
     assert_eq!(oid(&pool, "read_previous.files").await, rebuilt_files, "they have changed places");
-    assert_eq!(generation(&pool).await, 3, "no number comes twice");
+    assert!(generation(&pool).await > second, "no number comes twice");
     assert_tables_equal_the_fold(&pool).await;
     assert_clean(&database).await;
     rebuilt(&database, &["rebuild", "--rollback", "--json"]).await;

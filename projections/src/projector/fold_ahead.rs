@@ -14,6 +14,7 @@ use crate::changes::{Changes, Key};
 use crate::fold::{Fold, Rows};
 use crate::parked::{self, Exceptions, Verdict};
 use crate::stored_rows::{self, key};
+use crate::tables::read_twice;
 
 /// How many aggregates' rows are kept from one batch to the next.
 const CACHED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -117,10 +118,8 @@ impl Folder {
         if self.written.wait_for(|position| *position + 1 >= first).await.is_err() {
             return Err(ProjectError::TaskGone);
         }
-        let loading = async {
-            let mut connection = self.pool.acquire().await?;
-            stored_rows::of(&mut connection, &unknown).await
-        };
+        let pool = &self.pool;
+        let loading = async { read_twice!(pool, connection => stored_rows::of(&mut connection, &unknown)) };
         let loaded = timeout(READ, loading).await.unwrap_or_else(|_| Err(timed_out()));
         let loaded = loaded.map_err(|source| ProjectError::Database {
             phase: "loading rows",

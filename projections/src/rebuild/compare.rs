@@ -94,6 +94,9 @@ pub struct TableReport {
     pub differing: u64,
     /// In which columns they differ, and in how many rows each.
     pub columns: BTreeMap<String, u64>,
+    /// Columns that the live one does not have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub new_columns: Vec<String>,
     /// The first keys.
     pub examples: Vec<Example>,
 }
@@ -159,11 +162,34 @@ async fn aligned_snapshot(store: &EventStore, schema: &str) -> Result<(PgConnect
     }
 }
 
+/// Returns which of `columns` a table has.
+async fn columns_of(
+    connection: &mut PgConnection,
+    schema: &str,
+    table: &str,
+    columns: &[&str],
+) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT attname::text FROM pg_attribute
+          WHERE attrelid = to_regclass($1) AND attname = ANY ($2) AND attnum > 0 AND NOT attisdropped
+          ORDER BY array_position($2, attname::text)",
+    )
+    .bind(format!("{}.{}", quoted(schema), quoted(table)))
+    .bind(columns)
+    .fetch_all(connection)
+    .await
+}
+
 async fn compare_table(
     snapshot: &mut PgConnection,
     schema: &str,
     Compared { table, key, columns, counts }: &Compared,
 ) -> Result<TableReport, sqlx::Error> {
+    let place = if *table == PARKED { "ops" } else { LIVE };
+    // A column that history gives and the live tables do not have yet is new, and no difference.
+    let live = columns_of(snapshot, place, table, columns).await?;
+    let (columns, new): (Vec<&str>, Vec<&str>) =
+        columns.iter().copied().partition(|column| live.iter().any(|name| name == column));
     let rows_that_count = |schema: &str| {
         let place = quoted(if *table == PARKED { "ops" } else { schema });
         format!("{place}.{} WHERE {}", quoted(table), counts.replace("{schema}", &quoted(schema)))
@@ -186,7 +212,12 @@ async fn compare_table(
     );
     let count = format!("SELECT count(*) FROM {}", rows_that_count(LIVE));
     let rows = sqlx::query_scalar(&count).fetch_one(&mut *snapshot).await?;
-    let mut report = TableReport { table: (*table).to_owned(), rows, ..TableReport::default() };
+    let mut report = TableReport {
+        table: (*table).to_owned(),
+        rows,
+        new_columns: new.into_iter().map(str::to_owned).collect(),
+        ..TableReport::default()
+    };
     let mut found = sqlx::query(&statement).fetch(snapshot);
     while let Some(row) = found.try_next().await? {
         let in_live: Option<bool> = row.try_get("in_live")?;

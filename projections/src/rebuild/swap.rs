@@ -46,6 +46,9 @@ pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildEr
     if !schema::exists(&mut connection, schema).await.map_err(&failed)? {
         return Err(RebuildError::NoPrevious);
     }
+    if !schema::fits(&mut connection, schema).await.map_err(&failed)? {
+        return Err(RebuildError::OtherShape { schema: schema.to_owned() });
+    }
     schema::drop(&mut connection, OLD).await.map_err(&failed)?;
     for _ in 0..TRIES {
         // Near first, so that the live tables are held for a moment only.
