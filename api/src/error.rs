@@ -11,6 +11,7 @@ use domain::meeting::MeetingError;
 use domain::profile::ProfileError;
 use event_store::append::AppendError;
 use event_store::command_bus::CommandError;
+use projections::rebuild::RebuildError;
 use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
@@ -171,6 +172,28 @@ where
             CommandError::Append(ref refused @ AppendError::Refused(_)) => Self::internal(refused),
             CommandError::Database { source, .. } => source.into(),
             ref error @ CommandError::Load(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<RebuildError> for Problem {
+    fn from(error: RebuildError) -> Self {
+        match error {
+            RebuildError::Running { .. } => {
+                Self::new(StatusCode::CONFLICT, "rebuild_running", error.to_string())
+            }
+            RebuildError::Database { source, .. } => source.into(),
+            ref other @ (RebuildError::Log(_)
+            | RebuildError::CatchUp(_)
+            | RebuildError::NoPrevious
+            | RebuildError::Busy
+            | RebuildError::Worker
+            | RebuildError::Interrupted
+            | RebuildError::Differences
+            | RebuildError::Unproven
+            | RebuildError::Damaged
+            | RebuildError::NotYet { .. }
+            | RebuildError::SchemaExists { .. }) => Self::internal(other),
         }
     }
 }

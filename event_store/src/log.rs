@@ -429,6 +429,21 @@ pub async fn recorded_at(
         .await
 }
 
+/// Returns the last position that was recorded by `time`; 0 if none was. Times never run backwards along
+/// positions, so it is looked for by halving, along the primary key.
+pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+    // What is at `before` was recorded by then, what is after `last` was not.
+    let (mut before, mut last) = (0, head(pool).await?);
+    while before < last {
+        let middle = before + (last - before + 1) / 2;
+        match recorded_at(pool, middle).await? {
+            Some(recorded) if recorded <= time => before = middle,
+            Some(_) | None => last = middle - 1,
+        }
+    }
+    Ok(before)
+}
+
 /// Returns who the log is.
 pub async fn identity(executor: impl PgExecutor<'_>) -> Result<Identity, sqlx::Error> {
     let row = sqlx::query("SELECT log_id, epoch, secret FROM log.identity").fetch_one(executor).await?;

@@ -61,7 +61,7 @@ const TABLES: [Compared; 7] = [
 ];
 
 /// What a comparison found.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 pub struct Report {
     /// The position at which both were compared.
     pub position: i64,
@@ -70,7 +70,7 @@ pub struct Report {
 }
 
 /// What a comparison found in one table.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 pub struct TableReport {
     /// The table.
     pub table: String,
@@ -89,7 +89,7 @@ pub struct TableReport {
 }
 
 /// A row that is not the same in both.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Example {
     /// Its key.
     pub key: String,
