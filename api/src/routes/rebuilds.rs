@@ -77,7 +77,7 @@ struct StartHeaders {
 async fn start(State(state): State<AppState>, command: Command<Start>) -> Result<Response, Problem> {
     let Command { body, context } = command;
     let job = job(&body)?;
-    let who = format!("{}:{} by {}", context.actor_kind, context.actor, process());
+    let who = format!("{} for {}:{}", process(), context.actor_kind, context.actor);
     let asked = Asked { who, key: context.key };
     let id = match begun_before(&state, asked.key.as_ref()).await? {
         Some(id) => id,

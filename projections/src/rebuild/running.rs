@@ -45,7 +45,7 @@ pub struct RebuildRow {
     #[schema(example = "rebuild")]
     pub kind: String,
     /// Which process, and for whom.
-    #[schema(example = "service:ops-1 by process 4711 on saturn")]
+    #[schema(example = "process 4711 on saturn for service:ops-1")]
     pub who: String,
     /// When it began.
     #[schema(example = "2026-11-24T09:00:00Z")]
