@@ -74,7 +74,7 @@ impl AppState {
         (name = "files", description = "Uploaded recordings"),
         (name = "cache", description = "Results of earlier work"),
         (name = "changes", description = "What happens, as it happens"),
-        (name = "operations", description = "Health and metrics"),
+        (name = "operations", description = "Health, metrics and rebuilds"),
     )
 )]
 struct ApiDoc;
@@ -127,6 +127,7 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(routes::files::router())
         .merge(routes::cache::router())
         .merge(routes::changes::router())
+        .merge(routes::rebuilds::router())
         .split_for_parts();
     let (operations, of_operations) = routes::operations::router().split_for_parts();
     // An OpenApi that names no title of its own would be given this crate's: only its paths are taken.

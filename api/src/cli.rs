@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
 
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
@@ -146,9 +147,14 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         Command::Status { json } => with_book(&database, async |book| status::run(book, json).await).await,
         Command::Events(args) => with_book(&database, async |book| events::run(book, &args).await).await,
         Command::Publish(args) => with_book(&database, async |book| publish::run(book, &args).await).await,
-        Command::Rebuild(args) => with_book(&database, async |book| rebuild::run(book, &args).await).await,
-        Command::Verify(args) => with_book(&database, async |book| rebuild::verify(book, &args).await).await,
         Command::Parked(what) => with_book(&database, async |book| parked::run(book, &what).await).await,
+        Command::Rebuild(args) => {
+            with_book_until_stopped(&database, async |book, stop| rebuild::run(book, args, &stop).await).await
+        }
+        Command::Verify(args) => {
+            with_book_until_stopped(&database, async |book, stop| rebuild::verify(book, &args, &stop).await)
+                .await
+        }
         Command::Subscribe(args) => subscribe::run(&database, args).await,
         Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
         Command::Openapi => {
@@ -172,14 +178,35 @@ async fn with_book(
     config: &DatabaseConfig,
     work: impl AsyncFnOnce(&Book) -> anyhow::Result<Done>,
 ) -> anyhow::Result<Done> {
+    with_book_until_stopped(config, async |book, stop| {
+        stop.run_until_cancelled(work(book)).await.unwrap_or(Ok(Done::Interrupted))
+    })
+    .await
+}
+
+/// The same for work that clears up after itself: Ctrl-C tells it to stop and waits for it, a second one does
+/// not wait.
+async fn with_book_until_stopped(
+    config: &DatabaseConfig,
+    work: impl AsyncFnOnce(&Book, CancellationToken) -> anyhow::Result<Done>,
+) -> anyhow::Result<Done> {
     let mut stop = pin!(serve::stop_signal()?);
     let book = tokio::select! {
         book = Book::open(config) => book?,
         () = &mut stop => return Ok(Done::Interrupted),
     };
+    let stopping = CancellationToken::new();
+    let stopped = async {
+        stop.await;
+        // Listening before it is told: the next signal is not the first one seen twice.
+        let again = serve::stop_signal()?;
+        stopping.cancel();
+        again.await;
+        Ok(Done::Interrupted)
+    };
     let result = tokio::select! {
-        result = work(&book) => result,
-        () = &mut stop => Ok(Done::Interrupted),
+        result = work(&book, stopping.clone()) => result,
+        stopped = stopped => stopped,
     };
     book.close().await;
     result

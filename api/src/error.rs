@@ -12,6 +12,7 @@ use domain::profile::ProfileError;
 use event_store::append::AppendError;
 use event_store::command_bus::CommandError;
 use projections::history::HistoryError;
+use projections::rebuild::RebuildError;
 use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
@@ -181,6 +182,29 @@ impl From<HistoryError> for Problem {
         match error {
             HistoryError::NotYet { .. } => Self::not_found("not_yet_recorded", error.to_string()),
             HistoryError::Database(source) => source.into(),
+        }
+    }
+}
+
+impl From<RebuildError> for Problem {
+    fn from(error: RebuildError) -> Self {
+        match error {
+            RebuildError::Running { .. } => {
+                Self::new(StatusCode::CONFLICT, "rebuild_running", error.to_string())
+            }
+            RebuildError::Database { source, .. } => source.into(),
+            ref other @ (RebuildError::Log(_)
+            | RebuildError::CatchUp(_)
+            | RebuildError::NoPrevious
+            | RebuildError::OtherShape { .. }
+            | RebuildError::Busy
+            | RebuildError::Worker
+            | RebuildError::Interrupted
+            | RebuildError::Differences
+            | RebuildError::Unproven
+            | RebuildError::Damaged
+            | RebuildError::NotYet { .. }
+            | RebuildError::SchemaExists { .. }) => Self::internal(other),
         }
     }
 }

@@ -308,7 +308,7 @@ impl<S: Sync + Send, T: DeserializeOwned + Send> FromRequestParts<S> for PathOf<
 fn path_problem(rejection: PathRejection) -> Problem {
     // The rejection's own words repeat the value.
     let detail = if let PathRejection::FailedToDeserializePathParams(_) = rejection {
-        "the path holds a value of another kind than the route expects: an id is a UUID"
+        "the path holds a value of another kind than the route expects: an id is a UUID, a rebuild's a number"
     } else {
         "the path cannot be read"
     };

@@ -1,25 +1,29 @@
-//! `rebuild` and `verify`: the tables from history, compared with the live ones.
+//! `rebuild` and `verify` on the command line: how they are asked for, and how they are told.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::Context as _;
+use chrono::SecondsFormat;
 use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use event_store::{EventStore, log};
+use domain::ids::MeetingId;
 use indicatif::{ProgressBar, ProgressStyle};
-use projections::rebuild::compare::{Report, compare};
-use projections::rebuild::running::{self, Running};
-use projections::rebuild::swap::{Swapped, swap};
-use projections::rebuild::{self, Progress};
-use projections::schema::{NEXT, PREVIOUS, SCRATCH};
-use projections::tables::checkpoint;
+use projections::heal::{Healed, heal_meeting};
+use projections::rebuild::compare::Report;
+use projections::rebuild::lay_down::{LayDown, SchemaName, Until};
+use projections::rebuild::run::{Ended, Findings, Job, LaidDown, Rebuild, SwapReport};
+use projections::rebuild::running::Asked;
+use projections::rebuild::{Progress, RebuildError};
+use projections::schema::quoted;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::book::Book;
 use crate::cli::Done;
+use crate::parked::ACTOR;
 use crate::terminal;
 
 /// How `rebuild` is done.
@@ -34,6 +38,17 @@ pub struct RebuildArgs {
     /// Go back to the generation that was live before
     #[arg(long)]
     rollback: bool,
+    /// Give one meeting's rows in the live tables what history says, and no others
+    #[arg(long, value_name = "ID",
+          conflicts_with_all = ["dry_run", "accept_differences", "rollback", "until", "schema"])]
+    meeting: Option<MeetingId>,
+    /// Lay the tables down as they stood then, beside the live ones: a position, or a time (RFC 3339)
+    #[arg(long, value_name = "WHEN", requires = "schema",
+          conflicts_with_all = ["dry_run", "accept_differences", "rollback"])]
+    until: Option<Until>,
+    /// The new schema in which they are laid down
+    #[arg(long, value_name = "NAME", requires = "until")]
+    schema: Option<SchemaName>,
     /// Report progress and outcome as JSON lines
     #[arg(long)]
     json: bool,
@@ -47,129 +62,137 @@ pub struct VerifyArgs {
     json: bool,
 }
 
-/// Builds the next generation, compares it with the live one, and swaps.
-pub async fn run(book: &Book, args: &RebuildArgs) -> anyhow::Result<Done> {
-    let kind = match args {
-        RebuildArgs { rollback: true, .. } => "rollback",
-        RebuildArgs { dry_run: true, .. } => "dry-run",
-        RebuildArgs { .. } => "rebuild",
+/// Builds a generation from history, and does with it what is asked for.
+pub async fn run(book: &Book, args: RebuildArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
+    let job = match args {
+        RebuildArgs { meeting: Some(meeting), json, .. } => return heal(book, meeting, json).await,
+        RebuildArgs { until: Some(until), schema: Some(schema), .. } => {
+            Job::LayDown(LayDown::plan(&book.store, until, schema).await?)
+        }
+        RebuildArgs { rollback: true, .. } => Job::Rollback,
+        RebuildArgs { dry_run: true, .. } => Job::DryRun,
+        RebuildArgs { accept_differences, .. } => Job::Rebuild { accept_differences },
     };
-    let running = Running::begin(&book.store, &who(), kind).await?;
-    let teller = Teller::new(book.store.clone(), running.id(), args.json);
-    let result = if args.rollback {
-        teller.phase("swapping", 0);
-        swap(&book.store, PREVIOUS)
-            .await
-            .map_err(anyhow::Error::from)
-            .and_then(|swapped| tell_swap(swapped, args.json))
+    let Ended { findings, result } = carry_out(book, job, args.json, stop).await?;
+    if args.json {
+        tell_as_json(&findings)?;
     } else {
-        build_and_swap(book, args, &teller).await
-    };
-    teller.finish();
-    running.end(outcome(&result)).await?;
-    result
+        tell(&findings, result.is_ok())?;
+    }
+    done(result)
+}
+
+async fn heal(book: &Book, meeting: MeetingId, json: bool) -> anyhow::Result<Done> {
+    let healed = heal_meeting(&book.store, meeting.as_uuid(), ACTOR).await?;
+    let healed = healed.with_context(|| format!("the log has no meeting {meeting}"))?;
+    if json {
+        terminal::print(serde_json::to_string(&healed)?)?;
+    } else {
+        let Healed { events, position, missing, differing, surplus, parked } = healed;
+        terminal::print(format_args!(
+            "{events} events up to position {position}: {missing} rows were missing, {differing} differed, \
+             {surplus} were too many"
+        ))?;
+        if parked > 0 {
+            terminal::note(format_args!("{parked} events cannot be applied: `minutebook parked list`"));
+        }
+    }
+    Ok(if healed.parked > 0 { Done::Partly } else { Done::Whole })
 }
 
 /// Compares the live tables with history, and looks at the log itself.
-pub async fn verify(book: &Book, args: &VerifyArgs) -> anyhow::Result<Done> {
-    let running = Running::begin(&book.store, &who(), "verify").await?;
-    let teller = Teller::new(book.store.clone(), running.id(), args.json);
-    let verified = async {
-        teller.phase("reading the log", 0);
-        let shown = checkpoint::read(book.pool()).await?.position;
-        let mut problems = log::check(book.pool()).await?;
-        let head = log::head(book.pool()).await?;
-        if shown > head {
-            problems.push(format!("the tables show position {shown}, the log ends at {head}"));
+pub async fn verify(book: &Book, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
+    let Ended { findings, result } = carry_out(book, Job::Verify, args.json, stop).await?;
+    match findings {
+        Findings { log, clean: Some(clean), .. } if args.json => {
+            terminal::print(json!({"log": log, "clean": clean}))?;
         }
-        // Told at once: an event that cannot be read ends what follows.
-        for problem in &problems {
-            terminal::note(format_args!("the log is damaged: {problem}"));
+        Findings { log: Some(log), comparison: None, clean: Some(_), .. } => {
+            let problems =
+                if log.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", log.len()) };
+            terminal::print(format_args!(
+                "the log has {problems}; the tables were not compared, as not every event can be read"
+            ))?;
         }
-        let report = build_and_compare(book, SCRATCH, &teller).await?;
-        tell_report(&report, args.json)?;
-        if args.json {
-            terminal::print(json!({"log": problems, "clean": problems.is_empty() && report.is_clean()}))?;
-        }
-        if problems.is_empty() && report.is_clean() {
-            return Ok(Done::Whole);
-        }
-        bail!(
-            "the live tables are not what the log says; `minutebook rebuild --accept-differences` mends them"
-        )
+        Findings { .. } => {}
     }
-    .await;
+    done(result)
+}
+
+async fn carry_out(book: &Book, job: Job, json: bool, stop: &CancellationToken) -> anyhow::Result<Ended> {
+    let asked = Asked { who: process(), key: None };
+    let rebuild = Rebuild::begin(&book.store, &asked, job).await?;
+    let teller = Teller::new(json);
+    let ended = rebuild.carry_out(Arc::clone(&teller), stop).await;
     teller.finish();
-    let dropped = rebuild::discard(&book.store, SCRATCH).await;
-    running.end(outcome(&verified)).await?;
-    dropped?;
-    verified
+    Ok(ended)
 }
 
-async fn build_and_swap(book: &Book, args: &RebuildArgs, teller: &Arc<Teller>) -> anyhow::Result<Done> {
-    let started = Instant::now();
-    let compared = build_and_compare(book, NEXT, teller).await;
-    let report = compared?;
-    let compared_in = teller.phase_seconds();
-    tell_report(&report, args.json)?;
-    if args.dry_run {
-        rebuild::discard(&book.store, NEXT).await?;
-        if !report.is_clean() {
-            terminal::note("nothing was changed");
-        }
-        return Ok(Done::Whole);
+fn done(result: Result<(), RebuildError>) -> anyhow::Result<Done> {
+    match result {
+        Ok(()) => Ok(Done::Whole),
+        Err(RebuildError::Interrupted) => Ok(Done::Interrupted),
+        Err(error) => Err(error.into()),
     }
-    if !report.is_clean() && !args.accept_differences {
-        rebuild::discard(&book.store, NEXT).await?;
-        bail!(
-            "rows differ, so the live tables were left as they are; --accept-differences swaps all the same"
-        );
-    }
-    teller.phase("swapping", 0);
-    let swapped = swap(&book.store, NEXT).await?;
-    let seconds = started.elapsed().as_secs_f64() - compared_in;
-    let per_second = swapped.position as f64 / seconds;
-    if args.json {
-        terminal::print(json!({
-            "swapped": {"position": swapped.position, "blocked_ms": swapped.blocked.as_secs_f64() * 1000.0},
-            "seconds": seconds, "comparison_seconds": compared_in, "events_per_second": per_second,
-        }))?;
-    } else {
+}
+
+/// Returns how others may know this process.
+pub fn process() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    format!("process {} on {}", std::process::id(), host.unwrap_or_else(|| "an unnamed host".to_owned()))
+}
+
+fn tell(findings: &Findings, done: bool) -> anyhow::Result<()> {
+    let seconds = findings.seconds.unwrap_or_default();
+    if let (Some(SwapReport { position, .. }), Some(per_second)) =
+        (findings.swapped, findings.events_per_second)
+    {
+        let compared_in = findings.comparison_seconds.unwrap_or_default();
         terminal::print(format_args!(
-            "{} events in {seconds:.1} s ({per_second:.0} events/s), compared in {compared_in:.1} s",
-            swapped.position
+            "{position} events in {seconds:.1} s ({per_second:.0} events/s), compared in {compared_in:.1} s"
         ))?;
-        tell_swap(swapped, false)?;
     }
-    Ok(Done::Whole)
-}
-
-async fn build_and_compare(book: &Book, schema: &str, teller: &Arc<Teller>) -> anyhow::Result<Report> {
-    let live = checkpoint::read(book.pool()).await?;
-    rebuild::build(&book.store, schema, live.position, teller).await?;
-    teller.phase("comparing", 0);
-    Ok(compare(&book.store, schema).await?)
-}
-
-fn tell_swap(swapped: Swapped, json: bool) -> anyhow::Result<Done> {
-    let Swapped { position, blocked } = swapped;
-    let milliseconds = blocked.as_secs_f64() * 1000.0;
-    if json {
-        terminal::print(json!({"swapped": {"position": position, "blocked_ms": milliseconds}}))?;
-    } else {
+    if let Some(SwapReport { position, blocked_ms }) = findings.swapped {
         terminal::print(format_args!(
-            "swapped at position {position}; readers waited {milliseconds:.0} ms at most; `minutebook rebuild \
+            "swapped at position {position}; readers waited {blocked_ms:.0} ms at most; `minutebook rebuild \
              --rollback` goes back"
         ))?;
     }
-    Ok(Done::Whole)
+    if let Some(LaidDown { schema, position, moment }) = &findings.laid_down {
+        let (schema, moment) =
+            (quoted(schema), moment.map(|at| at.to_rfc3339_opts(SecondsFormat::AutoSi, true)));
+        let moment = moment.map(|at| format!(", {at}")).unwrap_or_default();
+        terminal::print(format_args!(
+            "{position} events in {seconds:.1} s: the schema {schema} has the tables as they stood at position \
+             {position}{moment}\nit stays until it is dropped: DROP SCHEMA {schema} CASCADE"
+        ))?;
+    }
+    let nothing_done = findings.swapped.is_none() && findings.laid_down.is_none();
+    if done && nothing_done && findings.comparison.as_ref().is_some_and(|report| !report.is_clean()) {
+        terminal::note("nothing was changed");
+    }
+    Ok(())
 }
 
-fn tell_report(report: &Report, json: bool) -> anyhow::Result<()> {
-    if json {
-        terminal::print(serde_json::to_string(&json!({"comparison": report}))?)?;
-        return Ok(());
+fn tell_as_json(findings: &Findings) -> anyhow::Result<()> {
+    let Findings { swapped, laid_down, seconds, comparison_seconds, events_per_second, .. } = findings;
+    if let Some(laid_down) = laid_down {
+        terminal::print(json!({
+            "laid_down": laid_down, "seconds": seconds, "events_per_second": events_per_second,
+        }))?;
     }
+    match (swapped, seconds) {
+        (Some(swapped), Some(seconds)) => terminal::print(json!({
+            "swapped": swapped, "seconds": seconds, "comparison_seconds": comparison_seconds,
+            "events_per_second": events_per_second,
+        }))?,
+        (Some(swapped), None) => terminal::print(json!({"swapped": swapped}))?,
+        (None, _) => {}
+    }
+    Ok(())
+}
+
+fn comparison_table(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY);
     table.set_header(["table", "rows", "only live", "only history", "differing", "columns"]);
@@ -185,7 +208,11 @@ fn tell_report(report: &Report, json: bool) -> anyhow::Result<()> {
             columns.collect::<Vec<_>>().join(", "),
         ]);
     }
-    terminal::print(table)?;
+    table
+}
+
+fn tell_report(report: &Report) -> std::io::Result<()> {
+    terminal::print(comparison_table(report))?;
     for compared in &report.tables {
         for example in &compared.examples {
             let what = example.what.replace('_', " ");
@@ -202,63 +229,32 @@ fn tell_report(report: &Report, json: bool) -> anyhow::Result<()> {
     } else {
         "live tables and history differ"
     };
-    terminal::print(format_args!("{same} at position {}", report.position))?;
-    Ok(())
+    terminal::print(format_args!("{same} at position {}", report.position))
 }
 
-fn outcome(result: &anyhow::Result<Done>) -> &'static str {
-    match result {
-        Ok(_) => "done",
-        Err(_) => "failed",
-    }
-}
-
-fn who() -> String {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    format!("process {} on {}", std::process::id(), host.unwrap_or_else(|| "an unnamed host".to_owned()))
-}
-
-/// Tells whoever waits how it goes: on a terminal, in JSON lines, and in `ops.rebuilds`.
+/// Tells whoever waits how it goes: on a terminal, or in JSON lines. That nobody listens any more does not stop
+/// a rebuild.
 struct Teller {
-    store: EventStore,
-    id: i64,
     json: bool,
     bar: ProgressBar,
-    phase: std::sync::Mutex<(&'static str, i64, Instant)>,
-    noted: AtomicI64,
+    phase: Mutex<(&'static str, i64)>,
+    told: AtomicI64,
 }
 
 impl Teller {
-    fn new(store: EventStore, id: i64, json: bool) -> Arc<Self> {
+    fn new(json: bool) -> Arc<Self> {
         let bar = terminal::bar(0, "beginning");
         if json {
             bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
         }
-        let phase = std::sync::Mutex::new(("beginning", 0, Instant::now()));
-        Arc::new(Self { store, id, json, bar, phase, noted: AtomicI64::new(0) })
+        Arc::new(Self { json, bar, phase: Mutex::new(("beginning", 0)), told: AtomicI64::new(0) })
     }
 
-    fn phase_now(&self) -> (&'static str, i64, Instant) {
-        *self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Returns how long the phase has taken so far.
-    fn phase_seconds(&self) -> f64 {
-        self.phase_now().2.elapsed().as_secs_f64()
-    }
-
-    fn note(&self, done: i64) {
-        let (phase, total, _) = self.phase_now();
+    fn tell(&self, done: i64) {
         if self.json {
-            // Nobody need listen.
+            let (phase, total) = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = terminal::print(json!({"phase": phase, "done": done, "total": total}));
         }
-        let (store, id) = (self.store.clone(), self.id);
-        // Best effort: it is for `status`.
-        tokio::spawn(async move {
-            let noting = running::note_progress(&store, id, phase, done, total);
-            let _ = tokio::time::timeout(Duration::from_secs(5), noting).await;
-        });
     }
 
     fn finish(&self) {
@@ -268,8 +264,8 @@ impl Teller {
 
 impl Progress for Teller {
     fn phase(&self, name: &'static str, total: i64) {
-        *self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (name, total, Instant::now());
-        self.noted.store(0, Ordering::Relaxed);
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = (name, total);
+        self.told.store(0, Ordering::Relaxed);
         self.bar.set_message(name);
         self.bar.set_length(u64::try_from(total).unwrap_or(0));
         self.bar.set_position(0);
@@ -279,16 +275,29 @@ impl Progress for Teller {
             self.bar.set_style(style);
             self.bar.enable_steady_tick(Duration::from_millis(200));
         }
-        self.note(0);
+        self.tell(0);
     }
 
     fn done(&self, events: i64) {
         self.bar.set_position(u64::try_from(events).unwrap_or(0));
         // A tenth of a second's work or so.
         let step = 20_000;
-        if events - self.noted.load(Ordering::Relaxed) >= step {
-            self.noted.store(events, Ordering::Relaxed);
-            self.note(events);
+        if events - self.told.load(Ordering::Relaxed) >= step {
+            self.told.store(events, Ordering::Relaxed);
+            self.tell(events);
         }
+    }
+
+    fn damaged(&self, problem: &str) {
+        // Told at once: an event that cannot be read ends what follows.
+        self.bar.suspend(|| terminal::note(format_args!("the log is damaged: {problem}")));
+    }
+
+    fn compared(&self, report: &Report) {
+        let _ = if self.json {
+            terminal::print(json!({"comparison": report}))
+        } else {
+            self.bar.suspend(|| tell_report(report))
+        };
     }
 }

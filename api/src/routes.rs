@@ -6,6 +6,7 @@ pub mod files;
 pub mod meetings;
 pub mod operations;
 pub mod profiles;
+pub mod rebuilds;
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};

@@ -6,6 +6,7 @@ use comfy_table::presets::NOTHING;
 use projections::feed::publication::{self, Publication, Said};
 use projections::freshness;
 use projections::queries::{self, MeetingCounts};
+use projections::rebuild::running::{self, RebuildRow};
 use projections::tables::parked_events::{self, Waiting};
 use serde::Serialize;
 use uuid::Uuid;
@@ -22,6 +23,8 @@ struct Status {
     parked: Waiting,
     /// The streams to which the change feed goes.
     feed: Vec<Feed>,
+    /// The rebuild that runs, if one does.
+    rebuild: Option<RebuildRow>,
     meetings: MeetingCounts,
 }
 
@@ -92,6 +95,7 @@ async fn status(book: &Book) -> anyhow::Result<Status> {
         read_models: ReadModels { position: lag.position, lag_events: lag.events, lag_seconds: lag.seconds },
         parked: parked_events::waiting(pool).await?,
         feed: publication::all(pool).await?.into_iter().map(|said| feed(said, lag.head)).collect(),
+        rebuild: running::current(&book.store).await?,
         meetings: queries::meeting_counts(pool).await?,
     })
 }
@@ -107,7 +111,7 @@ fn feed(said: Said, head: i64) -> Feed {
 }
 
 fn table(status: &Status) -> Table {
-    let Status { database, log, read_models, parked, feed, meetings } = status;
+    let Status { database, log, read_models, parked, feed, rebuild, meetings } = status;
     let mut table = Table::new();
     table.load_preset(NOTHING);
     let mut row = |name: &str, value: String| {
@@ -137,6 +141,11 @@ fn table(status: &Status) -> Table {
         row("feed", format!("stream {stream}: position {position}, {lag}"));
         let detail = detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
         row("", format!("{state} since {}{detail}", since.format("%Y-%m-%d %H:%M:%S UTC")));
+    }
+    if let Some(RebuildRow { kind, who, started_at, phase, done, total, percentage, .. }) = rebuild {
+        row(kind, format!("by {who}, since {}", started_at.format("%Y-%m-%d %H:%M:%S UTC")));
+        let events = percentage.map(|percentage| format!(": {done} of {total} events, {percentage:.1} %"));
+        row("", format!("{phase}{}", events.unwrap_or_default()));
     }
     row(
         "meetings",

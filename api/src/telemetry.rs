@@ -64,6 +64,19 @@ fn describe() {
     describe_gauge!("minutebook_projection_position", "The last position that the tables show");
     describe_gauge!("minutebook_projection_lag_events", "Events that the tables do not show yet");
     describe_gauge!("minutebook_projection_lag_seconds", Unit::Seconds, "Age of the oldest of them");
+    describe_gauge!("minutebook_rebuild_running", "1 while a rebuild, a verification or a rollback runs");
+    describe_gauge!("minutebook_rebuild_events_done", "Events that it has done in its phase");
+    describe_gauge!("minutebook_rebuild_events_total", "Events of that phase, 0 where it has no measure");
+    describe_gauge!(
+        "minutebook_rebuild_age_seconds",
+        Unit::Seconds,
+        "Time since the tables were last rebuilt; absent if they never were"
+    );
+    describe_gauge!(
+        "minutebook_verification_age_seconds",
+        Unit::Seconds,
+        "Time since the tables were last proved; absent if they never were"
+    );
     describe_histogram!(
         "minutebook_http_request_seconds",
         Unit::Seconds,

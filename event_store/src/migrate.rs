@@ -16,6 +16,7 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
         migration(1, "log", include_str!("../../migrations/0001_log.sql")),
         migration(2, "feed", include_str!("../../migrations/0002_feed.sql")),
         migration(3, "operations", include_str!("../../migrations/0003_operations.sql")),
+        migration(4, "rebuild reports", include_str!("../../migrations/0004_rebuild_reports.sql")),
         migration(5, "parked", include_str!("../../migrations/0005_parked.sql")),
     ];
     // sqlx keeps its list of what was applied in the first schema of the search_path: always the same one.

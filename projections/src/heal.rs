@@ -18,7 +18,7 @@ use crate::tables::parked_events::{self, Parked};
 use crate::tables::{cache, checkpoint};
 
 /// What was found, and mended.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct Healed {
     /// The aggregate's events that the tables show, parked ones apart.
     pub events: usize,

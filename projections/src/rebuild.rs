@@ -2,12 +2,16 @@
 //! fold as the live projector, split over workers, written with COPY; indexes and constraints after.
 
 pub mod compare;
+pub mod lay_down;
+mod noting;
+pub mod run;
 pub mod running;
 pub mod swap;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use chrono::{DateTime, Utc};
 use event_store::EventStore;
 use event_store::log::{self, Entry, LogError};
 use sqlx::{Connection, Executor, PgConnection};
@@ -18,6 +22,7 @@ use uuid::Uuid;
 use crate::fold::{MeetingRows, Rows, fold};
 use crate::parked::{self, Exceptions, Verdict};
 use crate::projector::{BATCH, ProjectError, catch_up};
+use crate::rebuild::compare::Report;
 use crate::schema::{self, Bare};
 use crate::tables::artifacts::ArtifactRow;
 use crate::tables::cache::CacheWrite;
@@ -76,6 +81,36 @@ pub enum RebuildError {
     /// A worker ended.
     #[error("a worker broke off")]
     Worker,
+    /// It was told to stop.
+    #[error("it was interrupted")]
+    Interrupted,
+    /// The next generation is not what is live, and nobody said that it may be another.
+    #[error("rows differ, so the live tables were left as they are; --accept-differences swaps all the same")]
+    Differences,
+    /// The live tables are not what the log says.
+    #[error(
+        "the live tables are not what the log says; `minutebook rebuild --accept-differences` mends them"
+    )]
+    Unproven,
+    /// The log itself is damaged.
+    #[error("the log is damaged, or newer than this program: a rebuild does not mend that")]
+    Damaged,
+    /// A moment that has not come yet.
+    #[error("{until} has not come yet: the log ends at position {head}")]
+    NotYet {
+        /// The position or time asked for.
+        until: String,
+        /// Where the log ends.
+        head: i64,
+    },
+    /// A name that is taken.
+    #[error(
+        "there is a schema {schema} already; take another name, or drop it: DROP SCHEMA {schema} CASCADE"
+    )]
+    SchemaExists {
+        /// Its name, quoted.
+        schema: String,
+    },
 }
 
 /// Returns the error of a phase in which the database failed.
@@ -89,13 +124,19 @@ pub trait Progress: Send + Sync {
     fn phase(&self, name: &'static str, total: i64);
     /// So many events of the phase are done.
     fn done(&self, events: i64);
+    /// The log itself is damaged.
+    fn damaged(&self, _problem: &str) {}
+    /// The live generation was compared with history.
+    fn compared(&self, _report: &Report) {}
 }
 
-/// Builds the generation of the history up to position `until` in `schema`, with indexes and constraints.
+/// Builds the generation of the history up to position `until` in `schema`, with indexes and constraints. What
+/// had expired by `moment`, or by now without one, is not in its cache.
 pub async fn build(
     store: &EventStore,
     schema: &str,
     until: i64,
+    moment: Option<DateTime<Utc>>,
     progress: &Arc<impl Progress + 'static>,
 ) -> Result<(), RebuildError> {
     let failed = database("creating the tables");
@@ -121,15 +162,16 @@ pub async fn build(
         )
         .await
         .map_err(&failed)?;
-    connection
-        .execute(
-            "INSERT INTO cache (key, value, ttl)
-             SELECT key, value, ttl FROM (
-                 SELECT DISTINCT ON (key) key, value, ttl FROM cache_staged ORDER BY key, position DESC) latest
-              WHERE value IS NOT NULL AND (ttl IS NULL OR ttl > now())",
-        )
-        .await
-        .map_err(&failed)?;
+    sqlx::query(
+        "INSERT INTO cache (key, value, ttl)
+         SELECT key, value, ttl FROM (
+             SELECT DISTINCT ON (key) key, value, ttl FROM cache_staged ORDER BY key, position DESC) latest
+          WHERE value IS NOT NULL AND (ttl IS NULL OR ttl > coalesce($1, now()))",
+    )
+    .bind(moment)
+    .execute(&mut connection)
+    .await
+    .map_err(&failed)?;
     connection.execute("DROP TABLE cache_staged").await.map_err(&failed)?;
     bare.restore(&mut connection).await.map_err(database("adding indexes and constraints"))?;
     let generation =
@@ -411,7 +453,25 @@ async fn copy<R: CopyRow>(connection: &mut PgConnection, rows: &[R]) -> Result<(
 /// Drops a generation that is not live.
 pub async fn discard(store: &EventStore, schema: &str) -> Result<(), RebuildError> {
     let mut connection = connect(store, schema::LIVE).await?;
-    schema::drop(&mut connection, schema).await.map_err(database("clearing away"))
+    clear(&mut connection, schema).await.map_err(database("clearing away"))
+}
+
+/// Drops a generation that is not live, and ends those of us who are still at work in it: PostgreSQL finishes
+/// the statement of a client that has gone away, and the index of a large table takes its time.
+async fn clear(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "SELECT pg_terminate_backend(a.pid)
+           FROM pg_stat_activity a
+          WHERE a.datname = current_database() AND a.usename = current_user
+            AND a.application_name = current_setting('application_name') AND a.pid <> pg_backend_pid()
+            AND EXISTS (SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                          JOIN pg_namespace n ON n.oid = c.relnamespace
+                         WHERE l.pid = a.pid AND l.granted AND n.nspname = $1)",
+    )
+    .bind(schema)
+    .execute(&mut *connection)
+    .await?;
+    schema::drop(connection, schema).await
 }
 
 /// Brings the generation in `schema` to position `until`, with the live projector's own statements.

@@ -14,6 +14,8 @@ pub const NEXT: &str = "read_next";
 pub const PREVIOUS: &str = "read_previous";
 /// The schema in which the live tables are compared with history.
 pub const SCRATCH: &str = "read_verify";
+/// The schema in which tables are laid down as they stood, until they are whole and get their own name.
+pub const LAYING: &str = "read_until";
 
 /// Creates the live generation if there is none. Several processes may do so at once.
 pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {

@@ -19,6 +19,7 @@ use projections::tables::checkpoint;
 use sqlx::{Connection, Executor, PgConnection};
 use tests::TestDatabase;
 use tests::bench::{BenchCluster, fill, numbers_of_a_process, peak_kib, quantile, register, setting};
+use tokio_util::sync::CancellationToken;
 
 /// Set in the process whose memory is measured: the database to rebuild.
 const REBUILD: &str = "MINUTEBOOK_BENCH_REBUILD";
@@ -157,13 +158,13 @@ async fn rebuild_and_report(database: TestDatabase) {
     let live = checkpoint::read(book.pool()).await.expect("a checkpoint");
     let started = Instant::now();
     let progress = Arc::new(Silent);
-    rebuild::build(&book.store, NEXT, live.position, &progress).await.expect("it builds");
+    rebuild::build(&book.store, NEXT, live.position, None, &progress).await.expect("it builds");
     let built = started.elapsed();
     // Apart from the time that counts.
     let report = compare(&book.store, NEXT).await.expect("both are compared");
     assert!(report.is_clean(), "{report:?}");
     let started = Instant::now();
-    let swapped = swap(&book.store, NEXT).await.expect("it swaps");
+    let swapped = swap(&book.store, NEXT, &CancellationToken::new()).await.expect("it swaps");
     let seconds = (built + started.elapsed()).as_secs_f64();
     book.close().await;
     println!("{seconds} {} {}", swapped.blocked.as_secs_f64() * 1000.0, peak_kib());

@@ -44,6 +44,9 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     POST /v1/meetings/{id}/retry -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/speakers -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/start -> 200 400 404 409 412 413 415 422 429 503
+    GET /v1/operations/rebuilds -> 200 404 422 429 503
+    POST /v1/operations/rebuilds -> 202 400 404 409 412 413 415 422 429 503
+    GET /v1/operations/rebuilds/{id} -> 200 404 422 429 503
     GET /v1/profiles -> 200 404 422 429 503
     POST /v1/profiles -> 200 201 400 404 409 412 413 415 422 429 503
     GET /v1/profiles/{id} -> 200 404 422 429 503

@@ -1,9 +1,13 @@
 //! `rebuild` and `verify`: what history gives is what is live, what is not is named and mended, and what stops
 //! half-way leaves the live tables as they were.
 
+mod as_it_stood;
 mod evolution;
+mod held;
 mod history;
 mod in_motion;
+mod interrupted;
+mod over_http;
 mod refused;
 
 use std::collections::BTreeMap;
@@ -315,26 +319,35 @@ async fn contents(pool: &PgPool) -> String {
 
 /// Returns all that the live tables are besides their rows.
 async fn shape(pool: &PgPool) -> Vec<String> {
-    sqlx::query_scalar(
+    shape_of(pool, "read").await
+}
+
+/// Returns the same of the tables in another schema; names are told without it.
+async fn shape_of(pool: &PgPool, schema: &str) -> Vec<String> {
+    let shape: Vec<String> = sqlx::query_scalar(
         "SELECT concat_ws(' ', t.relname, c.conname, pg_get_constraintdef(c.oid), c.convalidated)
            FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid
-          WHERE c.connamespace = 'read'::regnamespace
+          WHERE c.connamespace = $1::text::regnamespace
          UNION ALL
          SELECT concat_ws(' ', pg_get_indexdef(i.indexrelid), i.indisprimary, i.indisvalid)
            FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid
-          WHERE t.relnamespace = 'read'::regnamespace
+          WHERE t.relnamespace = $1::text::regnamespace
          UNION ALL
          SELECT concat_ws(' ', t.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod),
                     a.attnotnull, pg_get_expr(d.adbin, d.adrelid))
            FROM pg_class t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
            LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum
-          WHERE t.relnamespace = 'read'::regnamespace AND t.relkind = 'r'
+          WHERE t.relnamespace = $1::text::regnamespace AND t.relkind = 'r'
          UNION ALL
          SELECT concat_ws(' ', relkind, relname, relpersistence, reloptions)
-           FROM pg_class WHERE relnamespace = 'read'::regnamespace
+           FROM pg_class WHERE relnamespace = $1::text::regnamespace
           ORDER BY 1",
     )
+    .bind(schema)
     .fetch_all(pool)
     .await
-    .unwrap()
+    .unwrap();
+    let mut shape = shape.iter().map(|line| line.replace(&format!("{schema}."), "")).collect::<Vec<_>>();
+    shape.sort_unstable();
+    shape
 }

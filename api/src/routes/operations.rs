@@ -5,10 +5,12 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
+use event_store::EventStore;
 use projections::feed::publication;
 use projections::feed::publisher::Publishing;
 use projections::freshness::{self, Lag};
 use projections::projector::Projection;
+use projections::rebuild::running;
 use projections::tables::parked_events::{self, Waiting};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -170,6 +172,24 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
         }
         metrics::gauge!("minutebook_publish_healthy").set(f64::from(publishing.reason().is_none()));
     }
+    measure_rebuilds(&state.book.store).await;
     state.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
+}
+
+async fn measure_rebuilds(store: &EventStore) {
+    if let Ok(current) = running::current(store).await {
+        let (done, total) = current.as_ref().map_or((0, 0), |row| (row.done, row.total));
+        metrics::gauge!("minutebook_rebuild_running").set(f64::from(current.is_some()));
+        metrics::gauge!("minutebook_rebuild_events_done").set(done as f64);
+        metrics::gauge!("minutebook_rebuild_events_total").set(total as f64);
+    }
+    if let Ok(ages) = running::ages(store).await {
+        if let Some(age) = ages.rebuild {
+            metrics::gauge!("minutebook_rebuild_age_seconds").set(age);
+        }
+        if let Some(age) = ages.verification {
+            metrics::gauge!("minutebook_verification_age_seconds").set(age);
+        }
+    }
 }

@@ -71,7 +71,7 @@ const TABLES: [Compared; 8] = [
 ];
 
 /// What a comparison found.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 pub struct Report {
     /// The position at which both were compared.
     pub position: i64,
@@ -80,7 +80,7 @@ pub struct Report {
 }
 
 /// What a comparison found in one table.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 pub struct TableReport {
     /// The table.
     pub table: String,
@@ -102,7 +102,7 @@ pub struct TableReport {
 }
 
 /// A row that is not the same in both.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Example {
     /// Its key.
     pub key: String,

@@ -1,11 +1,33 @@
 //! Who rebuilds: one at a time, known to all by a lock and a row in `ops.rebuilds`.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use event_store::EventStore;
-use sqlx::{Connection, Executor, PgConnection, Row};
+use event_store::command_bus::IdempotencyKey;
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{Connection, Executor, FromRow, PgConnection, Row};
+use tokio::time::sleep;
 
-use super::{RebuildError, connect, database, swap};
-use crate::schema;
+use super::noting::At;
+use super::run::Findings;
+use super::{RebuildError, clear, connect, database, swap};
+use crate::schema::{self, LAYING, NEXT, SCRATCH};
+
+/// How often the lock is asked for, while it belongs to one that has just begun, or has just ended.
+const TRIES: u32 = 20;
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Who asks for a rebuild.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Which process, and for whom.
+    pub who: String,
+    /// The client's own mark for the request, if it gave one.
+    pub key: Option<IdempotencyKey>,
+}
 
 /// A rebuild, a verification or a rollback that runs: no other one does.
 pub struct Running {
@@ -14,58 +36,65 @@ pub struct Running {
 }
 
 /// How a rebuild was last heard of.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, FromRow, utoipa::ToSchema)]
 pub struct RebuildRow {
     /// Its number.
+    #[schema(example = 7)]
     pub id: i64,
+    /// `rebuild`, `dry-run`, `rollback`, `verify` or `until`.
+    #[schema(example = "rebuild")]
+    pub kind: String,
+    /// Which process, and for whom.
+    #[schema(example = "process 4711 on saturn for service:ops-1")]
+    pub who: String,
     /// When it began.
+    #[schema(example = "2026-11-24T09:00:00Z")]
     pub started_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
-    /// Which process.
-    pub who: String,
-    /// `rebuild`, `dry-run`, `rollback` or `verify`.
-    pub kind: String,
-    /// Where it is.
+    /// Whether it runs.
+    #[schema(example = true)]
+    pub running: bool,
+    /// Where it is, or ended.
+    #[schema(example = "folding")]
     pub phase: String,
     /// Events done in this phase.
+    #[schema(example = 34_000)]
     pub done: i64,
-    /// Events of this phase.
+    /// Events of this phase; 0 where it has no measure.
+    #[schema(example = 200_000)]
     pub total: i64,
-    /// What became of it.
+    /// How much of the phase that is.
+    pub percentage: Option<f64>,
+    /// What became of it: `done`, `failed`, `interrupted` or `killed`.
     pub outcome: Option<String>,
+    /// What it found, once it has ended. Lists leave it out.
+    #[schema(value_type = Option<Findings>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<Value>,
 }
 
 impl Running {
     /// Takes the lock, and clears away what one that was killed has left.
-    pub async fn begin(store: &EventStore, who: &str, kind: &str) -> Result<Self, RebuildError> {
+    pub async fn begin(store: &EventStore, asked: &Asked, kind: &str) -> Result<Self, RebuildError> {
         let failed = database("beginning");
         let mut connection = connect(store, schema::LIVE).await?;
-        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088005)")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(&failed)?;
-        if !alone {
-            let latest = latest(store, 1).await.map_err(&failed)?;
-            let who = latest.first().map_or("just begun".to_owned(), |row| {
-                format!(
-                    "{} by {}, since {}, {} {}/{}",
-                    row.kind, row.who, row.started_at, row.phase, row.done, row.total
-                )
-            });
-            return Err(RebuildError::Running { who });
-        }
+        take_lock(store, &mut connection).await?;
         let killed =
             "UPDATE ops.rebuilds SET finished_at = now(), outcome = 'killed' WHERE finished_at IS NULL";
         connection.execute(killed).await.map_err(&failed)?;
-        schema::drop(&mut connection, schema::NEXT).await.map_err(&failed)?;
-        schema::drop(&mut connection, schema::SCRATCH).await.map_err(&failed)?;
+        for left in [NEXT, SCRATCH, LAYING] {
+            clear(&mut connection, left).await.map_err(&failed)?;
+        }
         schema::drop(&mut connection, swap::OLD).await.map_err(&failed)?;
         let id = sqlx::query_scalar(
-            "INSERT INTO ops.rebuilds (who, kind, phase) VALUES ($1, $2, 'beginning') RETURNING id",
+            "INSERT INTO ops.rebuilds (who, kind, phase, backend, command_id, request_hmac)
+             VALUES ($1, $2, 'beginning', pg_backend_pid(), $3, $4) RETURNING id",
         )
-        .bind(who)
+        .bind(&asked.who)
         .bind(kind)
+        .bind(asked.key.as_ref().map(|key| key.command_id))
+        .bind(asked.key.as_ref().map(|key| &key.request_hmac))
         .fetch_one(&mut connection)
         .await
         .map_err(&failed)?;
@@ -77,58 +106,137 @@ impl Running {
         self.id
     }
 
-    /// Says what became of it, and lets others begin.
-    pub async fn end(mut self, outcome: &str) -> Result<(), RebuildError> {
-        sqlx::query("UPDATE ops.rebuilds SET finished_at = now(), outcome = $2 WHERE id = $1")
-            .bind(self.id)
-            .bind(outcome)
-            .execute(&mut self.connection)
-            .await
-            .map_err(database("noting the outcome"))?;
+    /// Fails if the lock is gone with its connection: what is built may be another one's by now.
+    pub async fn ensure_alone(&mut self) -> Result<(), RebuildError> {
+        self.connection.ping().await.map_err(database("asking whether no other one runs"))
+    }
+
+    /// Says what became of it and what it found, and lets others begin.
+    pub async fn end(mut self, outcome: &str, at: At, findings: &Findings) -> Result<(), RebuildError> {
+        sqlx::query(
+            "UPDATE ops.rebuilds
+                SET finished_at = now(), outcome = $2, phase = $3, done = $4, total = $5, report = $6
+              WHERE id = $1",
+        )
+        .bind(self.id)
+        .bind(outcome)
+        .bind(at.phase)
+        .bind(at.done)
+        .bind(at.total)
+        .bind(Json(findings))
+        .execute(&mut self.connection)
+        .await
+        .map_err(database("noting the outcome"))?;
         let _ = self.connection.close().await;
         Ok(())
     }
 }
 
+/// Takes the lock for as long as the connection lasts. Its holder may be one that has said its outcome and is
+/// about to leave: whoever saw that outcome may begin.
+async fn take_lock(store: &EventStore, connection: &mut PgConnection) -> Result<(), RebuildError> {
+    let failed = database("beginning");
+    for _ in 0..TRIES {
+        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088005)")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(&failed)?;
+        if alone {
+            return Ok(());
+        }
+        if let Some(row) = current(store).await.map_err(&failed)? {
+            let RebuildRow { kind, who, started_at, phase, done, total, .. } = row;
+            let who = format!("{kind} by {who}, since {started_at}, {phase} {done}/{total}");
+            return Err(RebuildError::Running { who });
+        }
+        sleep(PAUSE).await;
+    }
+    Err(RebuildError::Running { who: "just begun".to_owned() })
+}
+
 /// Takes note of how far a rebuild is.
-pub async fn note_progress(
-    store: &EventStore,
-    id: i64,
-    phase: &str,
-    done: i64,
-    total: i64,
-) -> Result<(), sqlx::Error> {
+pub async fn note_progress(store: &EventStore, id: i64, at: At) -> Result<(), sqlx::Error> {
     sqlx::query("UPDATE ops.rebuilds SET phase = $2, done = $3, total = $4 WHERE id = $1")
         .bind(id)
-        .bind(phase)
-        .bind(done)
-        .bind(total)
+        .bind(at.phase)
+        .bind(at.done)
+        .bind(at.total)
         .execute(store.pool())
         .await?;
     Ok(())
 }
 
-/// Returns the latest rebuilds, the newest first.
-pub async fn latest(store: &EventStore, limit: i64) -> Result<Vec<RebuildRow>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT id, started_at, finished_at, who, kind, phase, done, total, outcome
-           FROM ops.rebuilds ORDER BY id DESC LIMIT $1",
-    )
-    .bind(limit)
-    .fetch_all(store.pool())
-    .await?;
-    let row = |row: &sqlx::postgres::PgRow| {
-        Ok(RebuildRow {
-            id: row.try_get("id")?,
-            started_at: row.try_get("started_at")?,
-            finished_at: row.try_get("finished_at")?,
-            who: row.try_get("who")?,
-            kind: row.try_get("kind")?,
-            phase: row.try_get("phase")?,
-            done: row.try_get("done")?,
-            total: row.try_get("total")?,
-            outcome: row.try_get("outcome")?,
-        })
+/// Selects rebuilds as they are known: one that has not said its outcome runs while its own connection holds the
+/// lock, and was killed otherwise.
+macro_rules! select {
+    ($report:literal, $which:literal) => {
+        concat!(
+            "SELECT r.id, r.kind, r.who, r.started_at, r.finished_at, r.phase, r.done, r.total,
+                    CASE WHEN r.total > 0 THEN round(100.0 * r.done / r.total, 1)::float8 END AS percentage,
+                    r.finished_at IS NULL AND l.held AS running,
+                    CASE WHEN r.finished_at IS NULL AND NOT l.held THEN 'killed' ELSE r.outcome END AS outcome, ",
+            $report,
+            " AS report
+               FROM ops.rebuilds r CROSS JOIN LATERAL (
+                    SELECT EXISTS (SELECT FROM pg_locks h
+                                    WHERE h.pid = r.backend AND h.granted AND h.locktype = 'advisory'
+                                      AND h.classid::bigint << 32 | h.objid::bigint = 7165932018841088005
+                                      AND h.database = (SELECT oid FROM pg_database
+                                                         WHERE datname = current_database())) AS held) l ",
+            $which
+        )
     };
-    rows.iter().map(row).collect()
+}
+
+/// Returns the latest rebuilds, the newest first: those before the one with the number `before`, if it is given.
+pub async fn latest(
+    store: &EventStore,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<RebuildRow>, sqlx::Error> {
+    sqlx::query_as(select!("NULL::jsonb", "WHERE $1 IS NULL OR r.id < $1 ORDER BY r.id DESC LIMIT $2"))
+        .bind(before)
+        .bind(limit)
+        .fetch_all(store.pool())
+        .await
+}
+
+/// Returns the rebuild that runs, if one does.
+pub async fn current(store: &EventStore) -> Result<Option<RebuildRow>, sqlx::Error> {
+    // Whoever comes after it has had the lock after it.
+    Ok(latest(store, None, 1).await?.into_iter().find(|row| row.running))
+}
+
+/// Returns one rebuild and what it found.
+pub async fn one(store: &EventStore, id: i64) -> Result<Option<RebuildRow>, sqlx::Error> {
+    sqlx::query_as(select!("r.report", "WHERE r.id = $1")).bind(id).fetch_optional(store.pool()).await
+}
+
+/// Returns the number of the rebuild that was asked for under a key, and the request's HMAC.
+pub async fn of_key(store: &EventStore, key: &IdempotencyKey) -> Result<Option<(i64, Vec<u8>)>, sqlx::Error> {
+    sqlx::query_as("SELECT id, request_hmac FROM ops.rebuilds WHERE command_id = $1")
+        .bind(key.command_id)
+        .fetch_optional(store.pool())
+        .await
+}
+
+/// The seconds since something last succeeded, none if it never did.
+#[derive(Debug, Clone, Copy)]
+pub struct Ages {
+    /// Since the live tables were last swapped for rebuilt ones.
+    pub rebuild: Option<f64>,
+    /// Since they were last proved.
+    pub verification: Option<f64>,
+}
+
+/// Returns how long ago a rebuild and a verification last succeeded.
+pub async fn ages(store: &EventStore) -> Result<Ages, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT extract(epoch FROM now() - max(finished_at) FILTER (WHERE kind = 'rebuild'))::float8 AS rebuild,
+                extract(epoch FROM now() - max(finished_at) FILTER (WHERE kind = 'verify'))::float8 AS verification
+           FROM ops.rebuilds WHERE outcome = 'done'",
+    )
+    .fetch_one(store.pool())
+    .await?;
+    Ok(Ages { rebuild: row.try_get("rebuild")?, verification: row.try_get("verification")? })
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use event_store::EventStore;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::{RebuildError, catch_up_to, connect, database};
 use crate::parked;
@@ -39,8 +40,12 @@ pub struct Swapped {
 }
 
 /// Makes the generation in `schema` the live one; the live one becomes the previous one. From
-/// [`PREVIOUS`] it is the way back: both change places.
-pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildError> {
+/// [`PREVIOUS`] it is the way back: both change places. Told to stop, it does so before a try, never in one.
+pub async fn swap(
+    store: &EventStore,
+    schema: &str,
+    stop: &CancellationToken,
+) -> Result<Swapped, RebuildError> {
     let failed = database("swapping");
     let mut connection = connect(store, LIVE).await?;
     if !schema::exists(&mut connection, schema).await.map_err(&failed)? {
@@ -53,7 +58,8 @@ pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildEr
     for _ in 0..TRIES {
         // Near first, so that the live tables are held for a moment only.
         let shown = checkpoint::read(store.pool()).await.map_err(&failed)?.position;
-        catch_up_to(store, schema, shown).await?;
+        let near = stop.run_until_cancelled(catch_up_to(store, schema, shown)).await;
+        near.unwrap_or(Err(RebuildError::Interrupted))?;
         let mut holding = connection.begin().await.map_err(&failed)?;
         match try_swap(store, &mut holding, schema).await {
             Ok(swapped) => {

@@ -169,6 +169,12 @@ async fn a_value_that_only_the_domain_can_judge_is_refused() {
             vec![json!({"display_name": "Ada\nLovelace"}), json!({"display_name": "ü".repeat(256)})],
         ),
         ("POST /v1/profiles/{id}/rename", vec![json!({"display_name": "Ada\u{7f}"})]),
+        (
+            "POST /v1/operations/rebuilds",
+            ["dry-run", "rollback", "verify"]
+                .map(|kind| json!({"kind": kind, "accept_differences": true}))
+                .to_vec(),
+        ),
     ];
     for (name, bodies) in cases {
         let operation = border.operations.iter().find(|operation| operation.name() == name).unwrap();
@@ -241,6 +247,10 @@ async fn a_path_that_names_nothing_is_not_found_and_one_that_cannot_name_anythin
             let name = parameter["name"].as_str().unwrap();
             let long = "x".repeat(101);
             let (unknown, impossible) = match name {
+                "id" if operation.path.starts_with("/v1/operations/rebuilds") => (
+                    vec!["0", "4711", "-1", "9223372036854775807"],
+                    vec!["nonsense", "1.5", "9223372036854775808", "%00", "%ff", "..%2f.."],
+                ),
                 "id" => (
                     vec!["018f0000-0000-7000-8000-0000000000ff", "00000000-0000-0000-0000-000000000000"],
                     NO_UUIDS.to_vec(),
@@ -255,6 +265,8 @@ async fn a_path_that_names_nothing_is_not_found_and_one_that_cannot_name_anythin
                 "profile_not_found"
             } else if operation.path.starts_with("/v1/files") {
                 "file_not_found"
+            } else if operation.path.starts_with("/v1/operations") {
+                "rebuild_not_found"
             } else {
                 "cache_miss"
             };
@@ -470,6 +482,7 @@ impl Border {
         let id = match template.split('/').nth(2) {
             Some("meetings") => &self.meeting,
             Some("files") => &self.file,
+            Some("operations") => "1",
             _ => &self.profile,
         };
         path.replace("{id}", id).replace("{stage}", "transcribe").replace("{key}", "transcribe:pcm16k:1")

@@ -30,8 +30,8 @@ async fn of_two_at_once_the_second_is_refused_and_told_who_runs() {
     other
         .execute(
             "CREATE SCHEMA read_next;
-             INSERT INTO ops.rebuilds (who, kind, phase, done, total)
-             VALUES ('process 4711 on saturn', 'rebuild', 'folding', 12, 34)",
+             INSERT INTO ops.rebuilds (who, kind, phase, done, total, backend)
+             VALUES ('process 4711 on saturn', 'rebuild', 'folding', 12, 34, pg_backend_pid())",
         )
         .await
         .unwrap();
@@ -66,6 +66,7 @@ async fn verify_names_the_position_at_which_a_log_is_damaged() {
         ),
         ("UPDATE log.events SET payload = '{\"Unheard\": {}}' WHERE position = 6", "position 6"),
         ("UPDATE log.events SET event_type = 'Unheard' WHERE position = 6", "position 6"),
+        ("UPDATE log.events SET event_version = '99' WHERE position = 6", "99 is not known"),
     ] {
         let (database, pool) = small_book().await;
         pool.execute("ALTER TABLE log.events DISABLE TRIGGER events_are_append_only").await.unwrap();
@@ -79,6 +80,15 @@ async fn verify_names_the_position_at_which_a_log_is_damaged() {
                 ran.stdout,
                 ran.stderr
             );
+            if arguments.contains(&"--json") {
+                let last = lines(&ran).pop().unwrap();
+                assert_eq!(last["clean"], false, "{damage}: {last}");
+                let mut problems = last["log"].as_array().unwrap().iter();
+                assert!(problems.any(|problem| problem.as_str().unwrap().contains(said)), "{damage}: {last}");
+            } else {
+                assert!(ran.stderr.contains("the log is damaged, or newer than"), "{damage}: {}", ran.stderr);
+                assert!(!ran.stdout.is_empty(), "{damage}: it says what was compared, and what was not");
+            }
         }
         assert_eq!(schemas(&pool).await, ["read"], "{damage}");
     }
@@ -106,4 +116,33 @@ async fn verify_sees_an_event_that_was_changed_or_lost_at_the_end_by_what_the_ta
         let damaged = tables.iter().find(|compared| compared["table"] == table).unwrap();
         assert_eq!(damaged["differing"], 1, "{damage}: {damaged}");
     }
+}
+
+#[tokio::test]
+async fn verify_names_every_event_that_cannot_be_read_also_where_the_tables_do_not_show_it_yet() {
+    let (database, pool) = small_book().await;
+    pool.execute("ALTER TABLE log.events DISABLE TRIGGER events_are_append_only").await.unwrap();
+    let damage = "UPDATE log.events SET payload = '{\"Unheard\": {}}' WHERE position IN (6, 9)";
+    pool.execute(damage).await.unwrap();
+    let ran = run_on(&database, &["verify", "--json"]).await;
+    let last = lines(&ran).pop().unwrap();
+    let named = last["log"].as_array().unwrap().iter().map(|problem| problem.as_str().unwrap());
+    let named = named.map(|problem| problem.split(" cannot").next().unwrap()).collect::<Vec<_>>();
+    assert_eq!(named, ["the event at position 6", "the event at position 9"]);
+    assert!(!lines(&ran).iter().any(|line| line.get("comparison").is_some()));
+
+    let (database, pool) = small_book().await;
+    pool.execute(
+        "INSERT INTO log.events SELECT 12, recorded_at, aggregate_type, aggregate_id, sequence + 1, event_type, '99',
+                                       payload, metadata FROM log.events WHERE position = 11",
+    )
+    .await
+    .unwrap();
+    let ran = run_on(&database, &["verify", "--json"]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.stdout);
+    let last = lines(&ran).pop().unwrap();
+    assert_eq!(last["clean"], false);
+    assert!(last["log"][0].as_str().unwrap().starts_with("the event at position 12 cannot"), "{last}");
+    let report = lines(&ran).into_iter().find(|line| line.get("comparison").is_some()).unwrap();
+    assert_eq!(report["comparison"]["position"], 11, "what the tables show is compared all the same");
 }

@@ -1,0 +1,192 @@
+//! `/v1/operations/rebuilds`: rebuilds and verifications, begun over HTTP, and how each of them went.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use event_store::command_bus::{CommandError, IdempotencyKey};
+use projections::rebuild::run::{Ended, Job, Rebuild};
+use projections::rebuild::running::{self, Asked, RebuildRow};
+use projections::rebuild::{Progress, RebuildError};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{CommandProblems, Page, ReadHeaders, ReadProblems};
+use crate::app::AppState;
+use crate::error::Problem;
+use crate::extract::{Command, Fresh, Limit, NoQuery, PathOf, QueryOf};
+use crate::rebuild::process;
+
+/// Returns the routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(start, list)).routes(routes!(show))
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schema(example = "verify")]
+enum Kind {
+    /// Build the tables from history beside the live ones, compare, and swap if nothing differs.
+    Rebuild,
+    /// Build and compare, and leave everything as it was.
+    DryRun,
+    /// Go back to the generation that was live before.
+    Rollback,
+    /// Prove that the live tables are what the log says.
+    Verify,
+}
+
+/// A rebuild to begin.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Start {
+    /// What is to be done.
+    kind: Kind,
+    /// Swap although rows differ; with `rebuild` only.
+    #[serde(default)]
+    accept_differences: bool,
+}
+
+/// The headers that beginning a rebuild takes.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes headers that `extract::Command` reads")]
+struct StartHeaders {
+    /// Marks the request: sent again it begins nothing more, and is answered with what it began.
+    #[param(rename = "Idempotency-Key", required = false, max_length = 255)]
+    idempotency_key: Option<String>,
+    /// Who asks: `person`, `service` or `system`, a colon, and an opaque id.
+    #[param(rename = "Minutebook-Actor", required = false, example = "service:ops-1")]
+    actor: Option<String>,
+}
+
+/// Begin a rebuild, a verification or a rollback
+///
+/// One runs at a time. It runs in this server: if that is stopped, the live tables stay as they are, and the
+/// outcome is `interrupted`. Ask for it under its `Location` until it is not `running` any more.
+#[utoipa::path(post, operation_id = "startRebuild", path = "/v1/operations/rebuilds", tag = "operations",
+    params(StartHeaders), request_body = Start,
+    responses((status = 202, body = RebuildRow, description = "It runs"), CommandProblems))]
+async fn start(State(state): State<AppState>, command: Command<Start>) -> Result<Response, Problem> {
+    let Command { body, context } = command;
+    let job = job(&body)?;
+    let who = format!("{} for {}:{}", process(), context.actor_kind, context.actor);
+    let asked = Asked { who, key: context.key };
+    let id = match begun_before(&state, asked.key.as_ref()).await? {
+        Some(id) => id,
+        None => match Rebuild::begin(&state.book.store, &asked, job).await {
+            Ok(rebuild) => {
+                let id = rebuild.id();
+                state.book.tasks.spawn(carry_out(rebuild, state.stopping.clone()));
+                id
+            }
+            // It may be the one that the same request has just begun.
+            Err(error @ RebuildError::Running { .. }) => {
+                begun_before(&state, asked.key.as_ref()).await?.ok_or(error)?
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let location = [(header::LOCATION, format!("/v1/operations/rebuilds/{id}"))];
+    Ok((StatusCode::ACCEPTED, location, Json(find(&state, id).await?)).into_response())
+}
+
+fn job(body: &Start) -> Result<Job, Problem> {
+    let Start { kind, accept_differences } = *body;
+    match (kind, accept_differences) {
+        (Kind::Rebuild, accept_differences) => Ok(Job::Rebuild { accept_differences }),
+        (Kind::DryRun, false) => Ok(Job::DryRun),
+        (Kind::Rollback, false) => Ok(Job::Rollback),
+        (Kind::Verify, false) => Ok(Job::Verify),
+        (Kind::DryRun | Kind::Rollback | Kind::Verify, true) => {
+            Err(Problem::invalid("invalid_body", "accept_differences goes with the kind rebuild alone"))
+        }
+    }
+}
+
+/// Returns the number of the rebuild that a request with this key has begun, if it has.
+async fn begun_before(state: &AppState, key: Option<&IdempotencyKey>) -> Result<Option<i64>, Problem> {
+    let Some(key) = key else { return Ok(None) };
+    match running::of_key(&state.book.store, key).await? {
+        Some((_, request)) if request != key.request_hmac => {
+            Err(CommandError::<RebuildError>::KeyReused.into())
+        }
+        begun => Ok(begun.map(|(id, _)| id)),
+    }
+}
+
+/// Carries a rebuild out to its end, which comes soon once the server is told to stop.
+async fn carry_out(rebuild: Rebuild, stopping: CancellationToken) {
+    let id = rebuild.id();
+    let Ended { result, .. } = rebuild.carry_out(Arc::new(Logged { id }), &stopping).await;
+    match result {
+        Ok(()) => info!(rebuild.id = id, "the rebuild is done"),
+        Err(RebuildError::Interrupted) => info!(rebuild.id = id, "the rebuild was interrupted"),
+        Err(failure) => {
+            error!(rebuild.id = id, error = &failure as &dyn std::error::Error, "the rebuild failed");
+        }
+    }
+}
+
+/// Tells the log of the process how a rebuild goes.
+struct Logged {
+    id: i64,
+}
+
+impl Progress for Logged {
+    fn phase(&self, name: &'static str, total: i64) {
+        info!(rebuild.id = self.id, phase = name, total, "rebuilding");
+    }
+
+    fn done(&self, _events: i64) {}
+}
+
+/// Which page of rebuilds to show.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Where the page begins: the `next_cursor` of the page before.
+    cursor: Option<i64>,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
+}
+
+/// List rebuilds, the newest first
+#[utoipa::path(get, operation_id = "listRebuilds", path = "/v1/operations/rebuilds", tag = "operations",
+    params(ListQuery, ReadHeaders), responses((status = 200, body = Page<RebuildRow>), ReadProblems))]
+async fn list(
+    State(state): State<AppState>,
+    QueryOf(query): QueryOf<ListQuery>,
+    _fresh: Fresh,
+) -> Result<Json<Page<RebuildRow>>, Problem> {
+    let limit = query.limit.get();
+    let rows = running::latest(&state.book.store, query.cursor, limit + 1).await?;
+    Ok(Json(Page::of(rows, limit, |row| row.id.to_string())))
+}
+
+/// Show a rebuild: how far it is, what became of it, what it found
+#[utoipa::path(get, operation_id = "showRebuild", path = "/v1/operations/rebuilds/{id}", tag = "operations",
+    params(("id" = i64, Path), ReadHeaders), responses((status = 200, body = RebuildRow), ReadProblems))]
+async fn show(
+    State(state): State<AppState>,
+    PathOf(id): PathOf<i64>,
+    _query: NoQuery,
+    _fresh: Fresh,
+) -> Result<Json<RebuildRow>, Problem> {
+    Ok(Json(find(&state, id).await?))
+}
+
+async fn find(state: &AppState, id: i64) -> Result<RebuildRow, Problem> {
+    let row = running::one(&state.book.store, id).await?;
+    row.ok_or_else(|| Problem::not_found("rebuild_not_found", "there is no such rebuild"))
+}
