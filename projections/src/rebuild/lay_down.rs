@@ -10,6 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use event_store::{EventStore, log};
 use sqlx::Executor;
 
+use super::run::parked_in;
 use super::{Progress, RebuildError, build, connect, database};
 use crate::schema::{LAYING, LIVE, quoted};
 
@@ -135,16 +136,24 @@ impl LayDown {
         self.moment
     }
 
+    /// Lays it down; returns which events it does not show although they are history, and why.
     pub(super) async fn carry_out(
         &self,
         store: &EventStore,
         progress: &Arc<impl Progress + 'static>,
-    ) -> Result<(), RebuildError> {
+    ) -> Result<Vec<String>, RebuildError> {
         build(store, LAYING, self.position, self.moment, progress).await?;
+        let parked = parked_in(store, LAYING).await?;
         let mut connection = connect(store, LIVE).await?;
+        // It is never live: nobody will decide on what it has parked.
+        let never_live = format!(
+            "DELETE FROM ops.parked_events WHERE generation = (SELECT generation FROM {LAYING}.checkpoint);
+             UPDATE {LAYING}.checkpoint SET generation = 0"
+        );
+        connection.execute(never_live.as_str()).await.map_err(database("marking it as never live"))?;
         let rename = format!("ALTER SCHEMA {LAYING} RENAME TO {}", quoted(self.schema.as_str()));
         match connection.execute(rename.as_str()).await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(parked),
             Err(error) if is_duplicate(&error) => Err(taken_error(&self.schema)),
             Err(error) => Err(database("giving the schema its name")(error)),
         }

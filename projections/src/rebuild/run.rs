@@ -215,7 +215,10 @@ impl<P: Progress + 'static> Work<'_, P> {
             Job::Rollback => self.swap(PREVIOUS).await.map(drop),
             Job::Verify => self.verify().await,
             Job::LayDown(plan) => {
-                self.unless_stopped(plan.carry_out(self.store, self.progress)).await?;
+                let parked = self.unless_stopped(plan.carry_out(self.store, self.progress)).await?;
+                if !parked.is_empty() {
+                    self.report_damage(parked);
+                }
                 let schema = plan.schema().as_str().to_owned();
                 let (position, moment) = (plan.position(), plan.moment());
                 self.findings.laid_down = Some(LaidDown { schema, position, moment });
@@ -307,7 +310,7 @@ impl<P: Progress + 'static> Work<'_, P> {
 }
 
 /// Returns which events a generation does not show, and why: what waits behind one of them apart.
-async fn parked_in(store: &EventStore, schema: &str) -> Result<Vec<String>, RebuildError> {
+pub(super) async fn parked_in(store: &EventStore, schema: &str) -> Result<Vec<String>, RebuildError> {
     let failed = database("reading what is parked");
     let mut connection = connect(store, schema).await?;
     let generation = checkpoint::read(&mut connection).await.map_err(&failed)?.generation;

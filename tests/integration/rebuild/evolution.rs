@@ -152,7 +152,7 @@ async fn a_column_comes_to_the_tables_while_the_old_program_serves() {
     // What another version does: a generation with one column more and others wider, and the swap.
     let book = database.open().await;
     let until = checkpoint::read(&pool).await.unwrap().position;
-    rebuild::build(&book.store, NEXT, until, &Arc::new(Quiet)).await.unwrap();
+    rebuild::build(&book.store, NEXT, until, None, &Arc::new(Quiet)).await.unwrap();
     pool.execute(
         "ALTER TABLE read_next.meetings ADD COLUMN title text;
          ALTER TABLE read_next.meetings ALTER language TYPE varchar(20);
@@ -161,7 +161,7 @@ async fn a_column_comes_to_the_tables_while_the_old_program_serves() {
     )
     .await
     .unwrap();
-    swap(&book.store, NEXT).await.unwrap();
+    swap(&book.store, NEXT, &book.shutdown).await.unwrap();
     go_on().await;
     // The old program reads on. It does not write tables that are not its own, and says so.
     let mut marking = pool.begin().await.unwrap();

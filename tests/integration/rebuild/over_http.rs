@@ -58,7 +58,7 @@ async fn a_rebuild_is_seen_everywhere_while_it_runs_and_a_second_one_is_told_who
         (&json!(total), &json!(total))
     );
     assert!(report["seconds"].as_f64().unwrap() > 0.0, "{report}");
-    assert_eq!(generation(&pool).await, 2);
+    assert!(generation(&pool).await > 1);
     assert_tables_equal_the_fold(&pool).await;
     let items = server.get(REBUILDS).await.1["items"].clone();
     assert_eq!((items.as_array().unwrap().len(), items[0].get("report")), (1, None), "{items}");
