@@ -264,3 +264,54 @@ async fn a_rebuild_that_frees_an_event_while_the_publisher_runs_lets_it_out() {
     assert!(server.stop().await.success());
     book.close().await;
 }
+
+#[tokio::test]
+async fn a_refill_leaves_out_what_is_parked_and_the_publisher_sends_it_whoever_passed_over_it() {
+    let mut scene = Scene::start().await;
+    scene.forbid(2).await;
+    let book = scene.open().await;
+    for n in 1..=3 {
+        live(&book, n).await;
+    }
+    caught_up_and_equal(&scene.pool).await;
+    // Nobody has published yet: the refill passes over it.
+    scene.decide_with_broker(&["publish", "--from", "1"]).await;
+    assert_eq!(scene.positions().await, [1, 2, 3, 4, 5, 7, 8, 9]);
+    let publisher = scene.serve(&ONLY_PUBLISHER).await;
+    scene.all_is_published().await;
+    // Everything is lost, and filled again without it.
+    scene.nats.kill_9().await;
+    scene.nats.wipe();
+    scene.nats.restart().await;
+    eventually("the loss is told", async || scene.feed_status().await["detail"].is_string().then_some(()))
+        .await;
+    scene.decide_with_broker(&["publish", "--from", "1"]).await;
+    assert_eq!(scene.positions().await, [1, 2, 3, 4, 5, 7, 8, 9]);
+    scene.allow().await;
+    scene.decide(&["parked", "retry", "6"]).await;
+    assert_eq!(positions(&scene.has(9).await), [1, 2, 3, 4, 5, 7, 8, 9, 6]);
+
+    let id = Uuid::from_u128(4).to_string();
+    append_raw(&scene.pool, ["meeting", &id, "MeetingCompleted", "1", "{}"], 0).await;
+    scene.all_is_published().await;
+    scene.decide(&["parked", "skip", "10", "--reason", "by hand"]).await;
+    scene.has(10).await;
+    scene.nats.kill_9().await;
+    scene.nats.wipe();
+    scene.nats.restart().await;
+    eventually("the loss is told", async || scene.feed_status().await["detail"].is_string().then_some(()))
+        .await;
+    scene.decide_with_broker(&["publish", "--from", "1"]).await;
+    let kept = scene.stream().await;
+    assert_eq!(positions(&kept), (1..=10).collect::<Vec<_>>());
+    assert_is_skipped(&kept[9], "completed", &id, 9);
+    assert!(publisher.stop().await.success());
+    book.close().await;
+}
+
+impl Scene {
+    async fn decide_with_broker(&self, arguments: &[&str]) {
+        let ran = self.run(arguments).await;
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+    }
+}
