@@ -106,7 +106,9 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
     }
     let still = parked.iter().map(|event| event.position).collect::<Vec<_>>();
     let applied = waited.into_iter().filter(|position| !still.contains(position)).collect::<Vec<_>>();
-    parked::decide(&mut transaction, &applied, "applied", None, actor).await.map_err(&failed)?;
+    parked::decide(&mut transaction, held.position, &applied, "applied", None, actor)
+        .await
+        .map_err(&failed)?;
     checkpoint::renew(&mut transaction, LIVE).await.map_err(&failed)?;
     transaction.commit().await.map_err(&failed)?;
     Ok(Some(Healed { events, position: held.position, missing, differing, surplus, parked: parked.len() }))

@@ -145,18 +145,23 @@ pub async fn decisions(executor: impl PgExecutor<'_>, limit: i64) -> Result<Vec<
     .await
 }
 
-/// Takes note of decisions.
+/// Takes note of decisions, while the tables are held still at `shown`. None is dated before what they showed
+/// then, whatever the clock does: by that a reader of the feed finds out what may have come too late for it.
 pub(crate) async fn decide(
     connection: &mut PgConnection,
+    shown: i64,
     positions: &[i64],
     outcome: &str,
     reason: Option<&str>,
     actor: &str,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO ops.parked_decisions (position, outcome, reason, actor)
-         SELECT position, $2, $3, $4 FROM UNNEST ($1::bigint[]) AS decided (position) ORDER BY position",
+        "INSERT INTO ops.parked_decisions (position, outcome, reason, actor, decided_at)
+         SELECT position, $3, $4, $5,
+                greatest(clock_timestamp(), (SELECT recorded_at FROM log.events WHERE position = $1))
+           FROM UNNEST ($2::bigint[]) AS decided (position) ORDER BY position",
     )
+    .bind(shown)
     .bind(positions)
     .bind(outcome)
     .bind(reason)
@@ -169,21 +174,19 @@ pub(crate) async fn decide(
 /// Takes note that what the generation `before` had parked, and the generation `after` has not, was applied.
 pub(crate) async fn release(
     connection: &mut PgConnection,
-    before: i64,
+    before: Checkpoint,
     after: i64,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO ops.parked_decisions (position, outcome, actor)
-         SELECT position, 'applied', 'system:rebuild' FROM ops.parked_events b
+    let freed: Vec<i64> = sqlx::query_scalar(
+        "SELECT position FROM ops.parked_events b
           WHERE generation = $1 AND NOT EXISTS (
-                SELECT FROM ops.parked_events a WHERE a.generation = $2 AND a.position = b.position)
-          ORDER BY position",
+                SELECT FROM ops.parked_events a WHERE a.generation = $2 AND a.position = b.position)",
     )
-    .bind(before)
+    .bind(before.generation)
     .bind(after)
-    .execute(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(())
+    decide(connection, before.position, &freed, "applied", None, "system:rebuild").await
 }
 
 /// Why a decision on a parked event was not carried out.
@@ -272,7 +275,9 @@ pub async fn skip(
     if head.position != position {
         return Err(ParkedError::Waits { position, first: head.position });
     }
-    decide(&mut transaction, &[position], "skipped", Some(reason), actor).await.map_err(&failed)?;
+    decide(&mut transaction, held.position, &[position], "skipped", Some(reason), actor)
+        .await
+        .map_err(&failed)?;
     let retried = retry_held(&mut transaction, held, &head, actor).await?;
     transaction.commit().await.map_err(&failed)?;
     Ok(retried)
@@ -354,7 +359,7 @@ async fn retry_held(
     if let Some((position, reason)) = &stuck {
         parked_events::note_reason(transaction, held.generation, *position, reason).await.map_err(&failed)?;
     }
-    decide(transaction, &applied, "applied", None, actor).await.map_err(&failed)?;
+    decide(transaction, held.position, &applied, "applied", None, actor).await.map_err(&failed)?;
     checkpoint::renew(transaction, LIVE).await.map_err(&failed)?;
     let (stuck_at, reason) = stuck.unzip();
     Ok(Retried {

@@ -3,6 +3,7 @@
 
 mod clients;
 mod order;
+mod parked;
 mod resume;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ enum Frame {
 /// An event as it came.
 #[derive(Debug, Clone, PartialEq)]
 struct Change {
+    /// Empty where there is none: the event comes later than its place.
     id: String,
     name: String,
     /// The CloudEvent.
@@ -110,9 +112,10 @@ fn next_frame(raw: &[u8], read: &mut usize) -> Option<Frame> {
     if let Some(comment) = fields.get("") {
         return Some(Frame::Comment((*comment).to_owned()));
     }
-    assert_eq!(fields.keys().copied().collect::<Vec<_>>(), ["data", "event", "id"], "{text}");
+    let id = fields.remove("id").unwrap_or_default().to_owned();
+    assert_eq!(fields.keys().copied().collect::<Vec<_>>(), ["data", "event"], "{text}");
     let data = serde_json::from_str(fields["data"]).unwrap();
-    Some(Frame::Event(Change { id: fields["id"].to_owned(), name: fields["event"].to_owned(), data }))
+    Some(Frame::Event(Change { id, name: fields["event"].to_owned(), data }))
 }
 
 fn request(server: &Server, query: &str, last_event_id: Option<&str>) -> reqwest::RequestBuilder {

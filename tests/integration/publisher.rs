@@ -3,6 +3,7 @@
 
 mod broker;
 mod kills;
+mod parked;
 mod refill;
 mod refusals;
 mod rows;

@@ -5,6 +5,7 @@ mod broker;
 mod gaps;
 mod handlers;
 mod library;
+mod parked;
 mod real;
 mod server;
 mod usage;

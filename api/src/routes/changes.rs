@@ -196,20 +196,21 @@ async fn send_next(
         shown = wait_until_shown(&book.store, &book.projection, source.position()) => Some(shown?),
         () = sleep(RELEASES), if !withheld.is_empty() => None,
     };
+    if !withheld.is_empty() {
+        // Before anything that the tables came to show later: whoever reconnects after that is not sent these
+        // again. Without an id: it goes on where it was, not where these belong.
+        for event in withheld.released().await? {
+            if !send(sse_event(&event)).await {
+                return Ok(false);
+            }
+        }
+    }
     if let Some(shown) = shown {
         let batch = source.next(shown, BATCH).await?;
         withheld.add(batch.withheld);
         for event in batch.events {
             let id = event_id(event.epoch, event.position);
             if !send(sse_event(&event).id(id)).await {
-                return Ok(false);
-            }
-        }
-    }
-    if !withheld.is_empty() {
-        // Without an id: whoever reconnects goes on where it was, not where this one belongs.
-        for event in withheld.released().await? {
-            if !send(sse_event(&event)).await {
                 return Ok(false);
             }
         }

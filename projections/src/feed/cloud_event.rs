@@ -48,8 +48,6 @@ pub struct CloudEvent {
 pub struct Message {
     /// The place in the log.
     pub position: i64,
-    /// What kind.
-    pub event_type: &'static EventType,
     /// Where it goes.
     pub subject: String,
     /// The attributes.
@@ -141,7 +139,6 @@ impl CloudEvent {
     pub fn into_message(self) -> Message {
         Message {
             position: self.position,
-            event_type: self.event_type,
             subject: self.nats_subject(),
             headers: self.headers(),
             data: self.data,

@@ -284,6 +284,8 @@ struct Batch {
     withheld: Vec<i64>,
     /// Up to which position this is everything.
     until: i64,
+    /// The newest position of each type up to there, by its stored name; also where it is withheld.
+    newest: HashMap<&'static str, i64>,
 }
 
 /// Reads batches after `position`, as far as the tables show them, at most one ahead.
@@ -305,7 +307,8 @@ async fn read_ahead(
                 let read = reading.await.map_err(timed_out).map_err(database("reading the log"))??;
                 // Made here, beside the task that publishes: it takes about as long as publishing.
                 let messages = read.events.into_iter().map(CloudEvent::into_message).collect();
-                let batch = Batch { messages, withheld: read.withheld, until: read.until };
+                let newest = source.newest().clone();
+                let batch = Batch { messages, withheld: read.withheld, until: read.until, newest };
                 if batches.send(Ok(batch)).await.is_err() {
                     return Ok(());
                 }
@@ -440,12 +443,10 @@ impl Leader<'_> {
     }
 
     async fn publish_batch(&mut self, batch: Batch) -> Result<(), PublishError> {
-        let Batch { messages: batch, withheld, until } = batch;
-        if !withheld.is_empty() {
-            // Before anything behind them is published: whatever happens then, they are remembered.
-            let noting = withheld::note(&mut self.connection, &self.config.name, &withheld).await;
-            noting.map_err(database("noting what is withheld"))?;
-        }
+        let Batch { messages: batch, withheld, until, newest } = batch;
+        withheld::note(&mut self.connection, &self.config.name, &withheld)
+            .await
+            .map_err(database("noting what is withheld"))?;
         let mut turn = self.connection.begin().await.map_err(database("taking the turn"))?;
         let noted = publication::hold(&mut turn, &self.config.name, self.epoch)
             .await
@@ -453,15 +454,13 @@ impl Leader<'_> {
         // A refill may have had its turn in between; it may also have come further than this publisher.
         self.at = noted;
         let refilled = batch.partition_point(|message| message.position <= noted.position);
-        let places = batch.iter().map(|message| (message.position, message.event_type)).collect::<Vec<_>>();
+        let positions = batch.iter().map(|message| message.position).collect::<Vec<_>>();
         let expected = u64::try_from(noted.sequence).unwrap_or(0);
         let published = self.stream.publish(batch.into_iter().skip(refilled), Some(expected)).await;
 
-        let done = places.get(..refilled + published.events).unwrap_or_default();
-        let last = done.last().map_or(0, |(position, _)| *position);
+        let done = positions.get(..refilled + published.events).unwrap_or_default();
         // What follows the last event was passed over.
-        let reached = if published.stopped.is_none() { until } else { last };
-        let places = done;
+        let reached = if published.stopped.is_none() { until } else { done.last().copied().unwrap_or(0) };
         if reached > self.at.position {
             self.at.position = reached;
             self.at.sequence = self.at.sequence.max(i64::try_from(published.sequence).unwrap_or(i64::MAX));
@@ -470,7 +469,8 @@ impl Leader<'_> {
                 .map_err(database("noting the position"))?;
         }
         turn.commit().await.map_err(database("noting the position"))?;
-        self.newest.extend(places.iter().map(|(position, event_type)| (event_type.stored, *position)));
+        // Whoever was stopped begins anew, and looks it up.
+        self.newest = newest;
         metrics::counter!("minutebook_published_events_total").increment(published.events as u64);
         metrics::gauge!("minutebook_publish_position").set(self.at.position as f64);
         self.publishing.send_replace(Publishing::Active { position: self.at.position });

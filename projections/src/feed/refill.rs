@@ -7,8 +7,9 @@ use sqlx::Connection;
 use super::cloud_event::CloudEvent;
 use super::publication;
 use super::publisher::{BATCH, PublishError, connect, synchronize};
-use super::source::Source;
+use super::source::{Batch, Source};
 use super::stream::{self, EventStream, Stop, StreamConfig, StreamError};
+use super::withheld;
 
 /// Publishes the events from position `from` to position `to` again, batch by batch, each as the only one
 /// who publishes. What the broker still remembers by its id is not doubled. Tells `progress` each position
@@ -36,8 +37,11 @@ pub async fn refill(
     while source.position() < to {
         let again = source.position() < known.position;
         let until = if again { to.min(known.position) } else { to };
+        let Batch { events, withheld, .. } = source.next(until, BATCH).await?;
         // What is parked is not for others yet: the publisher sends it when it is.
-        let events = source.next(until, BATCH).await?.events;
+        withheld::note(&mut connection, &config.name, &withheld)
+            .await
+            .map_err(database("noting what is withheld"))?;
         let mut turn = connection.begin().await.map_err(database("taking the turn"))?;
         let mut at = publication::hold(&mut turn, &config.name, store.identity().epoch)
             .await

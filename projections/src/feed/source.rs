@@ -48,6 +48,11 @@ impl Source {
         self.position
     }
 
+    /// Returns the newest position of each type up to there, by its stored name.
+    pub(super) const fn newest(&self) -> &HashMap<&'static str, i64> {
+        &self.newest
+    }
+
     /// Reads on, at most up to position `until`, which the tables show.
     pub async fn next(&mut self, until: i64, limits: BatchLimits) -> Result<Batch, LogError> {
         if until <= self.position {

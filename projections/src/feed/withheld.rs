@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashSet};
 use event_store::EventStore;
 use event_store::log::feed::{self, Filter};
 use event_store::log::{BatchLimits, Entry, LogError};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use super::cloud_event::CloudEvent;
 use super::public_event::EventType;
@@ -143,21 +143,28 @@ impl Withheld {
     }
 }
 
-/// Takes note, for good, that a stream passes over events.
+/// Takes note, for good, that a stream passes over events. Comes before anything behind them is published:
+/// whatever happens then, they are remembered.
 pub(super) async fn note(
     connection: &mut PgConnection,
     stream: &str,
     positions: &[i64],
 ) -> Result<(), sqlx::Error> {
+    if positions.is_empty() {
+        return Ok(());
+    }
+    let mut noting = connection.begin().await?;
+    // Unlike how far the stream is, the stream does not tell this after a crash: it has to be on the disk.
+    noting.execute("SET LOCAL synchronous_commit = on").await?;
     sqlx::query(
         "INSERT INTO ops.withheld_events (stream, position)
          SELECT $1, position FROM UNNEST ($2::bigint[]) AS withheld (position) ON CONFLICT DO NOTHING",
     )
     .bind(stream)
     .bind(positions)
-    .execute(connection)
+    .execute(&mut *noting)
     .await?;
-    Ok(())
+    noting.commit().await
 }
 
 /// Returns the events over which a stream that has come to `position` has passed, and which may go out now; a

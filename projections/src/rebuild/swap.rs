@@ -115,7 +115,7 @@ async fn try_swap(
     rename(holding, schema).await.map_err(failed)?;
     // Never the same number twice, not even on the way back: a projector tells generations apart by it.
     let live = checkpoint::renew(holding, LIVE).await.map_err(failed)?;
-    parked::release(holding, held.generation, live).await.map_err(failed)?;
+    parked::release(holding, held, live).await.map_err(failed)?;
     Ok(Swapped { position: held.position, blocked: started.elapsed() })
 }
 
