@@ -462,6 +462,22 @@ pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<Option<i6
     Ok(Some(found))
 }
 
+/// Returns the sequences of an aggregate's events that an operator has skipped.
+pub async fn skipped_sequences(
+    executor: impl PgExecutor<'_>,
+    aggregate_type: &str,
+    aggregate_id: &str,
+) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT e.sequence FROM ops.parked_decisions d JOIN log.events e ON e.position = d.position
+          WHERE d.outcome = 'skipped' AND e.aggregate_type = $1 AND e.aggregate_id = $2",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_id)
+    .fetch_all(executor)
+    .await
+}
+
 /// Says whether an aggregate has an event of a type.
 pub async fn has_event(
     executor: impl PgExecutor<'_>,

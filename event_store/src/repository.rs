@@ -1,4 +1,5 @@
-//! The repository that cqrs-es works with: loading is postgres-es's, appending is ours.
+//! The repository that cqrs-es works with: loading is postgres-es's, appending is ours. An event that an
+//! operator has skipped has no effect here either.
 //!
 //! Snapshots and streams are refused: postgres-es applies events twice with the ones, and ends the others
 //! early without an error when the connection is lost (see `docs/adr/0001-log-over-postgres-es.md`).
@@ -13,20 +14,40 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::append::{Append, AppendError, Appender, NewEvent, Outcome};
+use crate::log;
 
 /// Loads aggregates' events through postgres-es, and appends through the [`Appender`].
 pub struct LogRepository {
     loading: PostgresEventRepository,
+    pool: PgPool,
     appender: Appender,
 }
 
 impl LogRepository {
     /// Returns a repository over `log.events`.
     pub fn new(pool: PgPool, appender: Appender) -> Self {
-        Self {
-            loading: PostgresEventRepository::new(pool).with_tables("log.events", "log.no_snapshots"),
-            appender,
+        let loading =
+            PostgresEventRepository::new(pool.clone()).with_tables("log.events", "log.no_snapshots");
+        Self { loading, pool, appender }
+    }
+
+    /// Takes out what was skipped. The last event that is left stands for all up to the end, so that the
+    /// aggregate keeps its version.
+    async fn without_skipped<A: Aggregate>(
+        &self,
+        id: &str,
+        mut events: Vec<SerializedEvent>,
+    ) -> Result<Vec<SerializedEvent>, PersistenceError> {
+        let skipped = log::skipped_sequences(&self.pool, A::TYPE, id).await;
+        let skipped = skipped.map_err(|error| PersistenceError::ConnectionError(Box::new(error)))?;
+        if !skipped.is_empty() {
+            let version = events.last().map_or(0, |event| event.sequence);
+            events.retain(|event| i64::try_from(event.sequence).is_ok_and(|at| !skipped.contains(&at)));
+            if let Some(last) = events.last_mut() {
+                last.sequence = version;
+            }
         }
+        known(events)
     }
 }
 
@@ -51,7 +72,8 @@ impl From<Unsupported> for PersistenceError {
 
 impl PersistedEventRepository for LogRepository {
     async fn get_events<A: Aggregate>(&self, id: &str) -> Result<Vec<SerializedEvent>, PersistenceError> {
-        known(self.loading.get_events::<A>(id).await?)
+        let events = self.loading.get_events::<A>(id).await?;
+        self.without_skipped::<A>(id, events).await
     }
 
     async fn get_last_events<A: Aggregate>(
@@ -59,7 +81,8 @@ impl PersistedEventRepository for LogRepository {
         id: &str,
         last_sequence: usize,
     ) -> Result<Vec<SerializedEvent>, PersistenceError> {
-        known(self.loading.get_last_events::<A>(id, last_sequence).await?)
+        let events = self.loading.get_last_events::<A>(id, last_sequence).await?;
+        self.without_skipped::<A>(id, events).await
     }
 
     async fn get_snapshot<A: Aggregate>(

@@ -111,8 +111,12 @@ async fn what_waits_behind_a_parked_event_is_applied_when_it_is_skipped_for_a_re
     assert!(listed.starts_with("nothing is parked"), "{listed}");
     assert!(listed.contains("position 2 skipped by person:operator-7: written by hand"), "{listed}");
 
-    // The projector goes on with the rows as they are now, and so does everybody else.
-    append(&book, &language(meeting, 1, "fr")).await;
+    // Commands see the meeting as the tables show it, and the projector goes on with the rows as they are now.
+    let server = Server::start_with(&database, &["--only", "api"]).await;
+    let fail = json!({"stage": "asr", "reason": "no words"});
+    let (status, accepted) = server.post(&format!("/v1/meetings/{meeting}/fail"), &fail).await;
+    assert_eq!((status, &accepted["version"]), (200, &json!(5)), "{accepted}");
+    assert!(server.stop().await.success());
     append(&book, &renamed(other, "Ada L.")).await;
     assert_eq!(caught_up_and_equal(&pool).await, 7);
     let verified = run_on(&database, &["verify"]).await;
