@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::Config;
-use event_store::log::{BatchLimits, Filter};
+use event_store::log::BatchLimits;
+use event_store::log::feed::Filter;
 use projections::feed::public_event::EventType;
 use projections::feed::publisher::Publishing;
 use projections::feed::source::Source;
@@ -71,8 +72,8 @@ async fn sizes(book: &api::book::Book, head: i64) -> Vec<usize> {
     let limits = BatchLimits { events: 4096, bytes: 64 * 1024 * 1024 };
     let mut sizes = vec![];
     while source.position() < head {
-        let events = source.next(head, limits).await.expect("the log is read");
-        sizes.extend(events.iter().map(|event| event.data.len()));
+        let read = source.next(head, limits).await.expect("the log is read");
+        sizes.extend(read.events.iter().map(|event| event.data.len()));
     }
     sizes
 }

@@ -101,7 +101,7 @@ async fn floor(database: &TestDatabase) -> Duration {
     let mut connection = PgConnection::connect(&database.url).await.expect("a connection");
     connection.execute("DROP SCHEMA IF EXISTS floor CASCADE").await.expect("no old tables");
     let mut creating = connection.begin().await.expect("a transaction");
-    schema::create(&mut creating, "floor", 1).await.expect("tables");
+    schema::create(&mut creating, "floor").await.expect("tables");
     creating.commit().await.expect("tables");
     connection.execute("SET search_path = floor").await.expect("a search path");
     let mut rows = vec![];

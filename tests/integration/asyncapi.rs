@@ -7,11 +7,15 @@ use async_nats::HeaderMap;
 use event_store::append::{Append, NewEvent, Outcome};
 use futures::StreamExt;
 use projections::feed::public_event::EVENT_TYPES;
+use projections::feed::publisher::Publishing;
 use projections::feed::stream::StreamConfig;
 use serde_json::{Value, json};
 use tests::TestDatabase;
 use tests::nats::NatsServer;
 use uuid::Uuid;
+
+use crate::read_models::caught_up_and_equal;
+use crate::read_models::parked::append_raw;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -39,10 +43,7 @@ async fn every_event_is_published_as_the_document_says_and_gives_nothing_away() 
     append_a_fixture_of_each_type(&book).await;
     book.start_projector();
     book.start_publisher(StreamConfig::at(nats.url()));
-    let head = book.store.head().position();
-    let mut publishing = book.publishing.clone();
-    let published = projections::feed::publisher::Publishing::Active { position: head };
-    publishing.wait_for(|publishing| *publishing == published).await.unwrap();
+    let head = all_is_published(&book).await;
 
     let document = document();
     let headers = jsonschema::validator_for(&document["components"]["schemas"]["attributes"]).unwrap();
@@ -69,6 +70,49 @@ async fn every_event_is_published_as_the_document_says_and_gives_nothing_away() 
     }
     let all = EVENT_TYPES.iter().map(|known| known.full.to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(seen, all);
+    book.close().await;
+}
+
+#[tokio::test]
+async fn a_skipped_event_is_published_as_the_document_says_whatever_its_type_was() {
+    let database = TestDatabase::create().await;
+    let nats = NatsServer::start().await;
+    let pool = database.pool().await;
+    let book = database.open().await;
+    for (n, known) in EVENT_TYPES.iter().enumerate() {
+        let id = Uuid::from_u128(n as u128 + 1).to_string();
+        append_raw(&pool, [known.aggregate, &id, known.stored, "1", r#"{"Ada": 1}"#], 0).await;
+    }
+    book.start_projector();
+    let head = caught_up_and_equal(&pool).await;
+    for position in 1..=head {
+        let retried = projections::parked::skip(&book.store, position, "Ada", "person:operator-7").await;
+        assert_eq!(retried.unwrap().waiting, 0);
+    }
+    book.start_publisher(StreamConfig::at(nats.url()));
+    all_is_published(&book).await;
+
+    let document = document();
+    let skipped = &document["components"]["messages"]["skipped"];
+    let mut headers = skipped["headers"].clone();
+    headers["components"] = document["components"].clone();
+    let headers = jsonschema::validator_for(&headers).unwrap();
+    let data = jsonschema::options().should_validate_formats(true);
+    let data = data.build(&skipped["payload"]["schema"]).unwrap();
+    for (message, known) in messages(&nats, EVENT_TYPES.len()).await.iter().zip(EVENT_TYPES) {
+        let attributes = attributes(message.headers.as_ref().unwrap());
+        headers.validate(&attributes).unwrap_or_else(|error| panic!("{error} in {attributes}"));
+        let told = serde_json::from_slice::<Value>(&message.payload).unwrap();
+        data.validate(&told).unwrap_or_else(|error| panic!("{error} in {told}"));
+        assert_eq!(attributes["ce-skippedtype"], known.full);
+        assert_eq!(attributes["ce-type"], known.skipped());
+        assert_eq!(told, json!({"id": attributes["ce-subject"], "event_type": known.full}));
+        assert_eq!(message.subject.as_str(), subject(&document, known.full, &attributes));
+        let channel = known.short().replace('.', "_");
+        let listed = &document["channels"][channel]["messages"]["skipped"];
+        assert_eq!(listed["$ref"], "#/components/messages/skipped");
+        assert!(!attributes.to_string().contains("Ada"));
+    }
     book.close().await;
 }
 
@@ -99,6 +143,14 @@ async fn append_a_fixture_of_each_type(book: &api::book::Book) {
         let outcome = book.store.appender().append(append).await.unwrap();
         assert!(matches!(outcome, Outcome::Appended(_)));
     }
+}
+
+/// Waits until the stream has the whole log; returns its end.
+async fn all_is_published(book: &api::book::Book) -> i64 {
+    let head = event_store::log::head(book.pool()).await.unwrap();
+    let published = Publishing::Active { position: head };
+    book.publishing.clone().wait_for(|publishing| *publishing == published).await.unwrap();
+    head
 }
 
 async fn messages(nats: &NatsServer, count: usize) -> Vec<async_nats::jetstream::Message> {

@@ -69,8 +69,10 @@ struct Wanted {
 ///
 /// Server-sent events: `id` is `<epoch>:<position>`, `event` the type, `data` a CloudEvent in JSON. Each is
 /// sent once the tables show it, in order of position; `previous` in it is the position before it of the same
-/// type. Reconnect with `Last-Event-ID` and nothing is missed: browsers do so by themselves. A comment comes
-/// every 15 seconds as a heartbeat. A client that stops reading is dropped.
+/// type. One that could not be applied is withheld, and comes later without an `id`; one that was skipped comes as
+/// `minutebook.meeting.skipped.v1`, with its type in `skippedtype`. Reconnect with `Last-Event-ID` and nothing is
+/// missed: browsers do so by themselves. A comment comes every 15 seconds as a heartbeat. A client that stops
+/// reading is dropped.
 #[utoipa::path(get, operation_id = "followChanges", path = "/v1/changes", tag = "changes",
     params(Wanted, ReadHeaders, ("Last-Event-ID" = Option<String>, Header, description = "The last event had.")),
     responses((status = 200, body = String, content_type = "text/event-stream"),

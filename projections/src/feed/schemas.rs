@@ -1,11 +1,13 @@
 //! What is published, for machines: the JSON Schema of each type's data, and the feed as an AsyncAPI 3
 //! document. Both come from the types themselves.
 
+use std::collections::BTreeSet;
+
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::public_event::{EVENT_TYPES, EventType, Progress};
+use super::public_event::{EVENT_TYPES, EventSkipped, EventType, Progress};
 
 /// Returns the JSON Schema (2020-12) of a type's data.
 pub fn data_schema(event_type: &EventType) -> Value {
@@ -47,6 +49,7 @@ pub fn asyncapi() -> Value {
         "tell_progress".to_owned(),
         json!({"action": "send", "channel": {"$ref": "#/channels/progress"}}),
     );
+    messages.insert("skipped".to_owned(), skipped());
     messages.insert("progress".to_owned(), progress());
     json!({
         "asyncapi": "3.0.0",
@@ -70,7 +73,9 @@ pub fn asyncapi() -> Value {
 
 fn channel(known: &EventType, key: &str) -> Value {
     let mut messages = Map::new();
-    messages.insert(key.to_owned(), json!({"$ref": format!("#/components/messages/{key}")}));
+    for name in [key, "skipped"] {
+        messages.insert(name.to_owned(), json!({"$ref": format!("#/components/messages/{name}")}));
+    }
     json!({
         "address": format!("minutebook.{}.{{id}}.{}", known.aggregate, known.name),
         "parameters": {"id": {"description": format!("The {}'s id, a UUID.", known.aggregate)}},
@@ -90,6 +95,29 @@ fn message(known: &EventType) -> Value {
     })
 }
 
+/// What comes in the place of an event that an operator took out.
+fn skipped() -> Value {
+    let mut generator = SchemaSettings::draft2020_12().into_generator();
+    let schema = Value::from(generator.root_schema_for::<EventSkipped>());
+    json!({
+        "name": "skipped",
+        "title": "skipped",
+        "summary": schema.get("description").cloned().unwrap_or_default(),
+        "contentType": "application/json",
+        "headers": {
+            "allOf": [{"$ref": "#/components/schemas/attributes"}],
+            "required": ["ce-skippedtype"],
+            "properties": {"ce-type": {"enum": skipped_types()}},
+        },
+        "payload": {"schemaFormat": "application/schema+json;version=draft-2020-12", "schema": schema},
+    })
+}
+
+/// Returns the CloudEvents types of skipped events.
+fn skipped_types() -> BTreeSet<String> {
+    EVENT_TYPES.iter().map(EventType::skipped).collect()
+}
+
 fn progress() -> Value {
     let mut generator = SchemaSettings::draft2020_12().into_generator();
     let schema = generator.root_schema_for::<Progress>();
@@ -106,6 +134,8 @@ fn attributes() -> Value {
     let number =
         |description: &str| json!({"type": "string", "pattern": "^[0-9]+$", "description": description});
     let id = "Epoch and position: `<uuid>:<number>`. Also the message's id.";
+    let full = EVENT_TYPES.iter().map(|known| known.full.to_owned()).collect::<Vec<_>>();
+    let types = full.iter().cloned().chain(skipped_types()).collect::<Vec<_>>();
     json!({
         "type": "object",
         "required": ["Nats-Msg-Id", "ce-specversion", "ce-id", "ce-source", "ce-type", "ce-subject", "ce-time",
@@ -115,13 +145,14 @@ fn attributes() -> Value {
             "ce-specversion": {"const": "1.0"},
             "ce-id": text(id),
             "ce-source": text("`urn:minutebook:log:<uuid>`: which log."),
-            "ce-type": {"enum": EVENT_TYPES.iter().map(|known| known.full).collect::<Vec<_>>()},
+            "ce-type": {"enum": types},
             "ce-subject": {"type": "string", "format": "uuid", "description": "The meeting or the profile."},
             "ce-time": {"type": "string", "format": "date-time", "description": "When it was recorded."},
             "ce-dataschema": text("The URN of the schema of the data."),
             "ce-position": number("The place in the log."),
             "ce-previous": number("The position before it of the same type; 0 for the first."),
             "ce-correlationid": text("What the event belongs to, as the command said."),
+            "ce-skippedtype": {"enum": full, "description": "Of a skipped event alone: the type that it had."},
             "content-type": {"const": "application/json"},
         },
     })
