@@ -125,6 +125,12 @@ impl LayDown {
                 if future {
                     return Err(not_yet());
                 }
+                // Whoever appends holds this lock from the time of its events to their commit: once it is free,
+                // all that was recorded by now is seen.
+                sqlx::query("SELECT pg_advisory_xact_lock_shared(7165932018841088001)")
+                    .execute(store.pool())
+                    .await
+                    .map_err(&failed)?;
                 (log::position_at(store.pool(), time).await.map_err(&failed)?, Some(time))
             }
         };
