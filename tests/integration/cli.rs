@@ -430,6 +430,8 @@ async fn help_names_every_command_and_shows_no_password() {
         (&["import", "rttm"], &["--json", "<PATHS>..."]),
         (&["status"], &["--json"]),
         (&["events"], &["--follow", "--from", "--type", "--meeting", "--json"]),
+        (&["rebuild"], &["--dry-run", "--accept-differences", "--rollback", "--until", "--schema", "--json"]),
+        (&["verify"], &["--json"]),
         (&["migrate"], &[]),
     ] {
         let mut command = minutebook(&[arguments, &["--help"]].concat());

@@ -180,7 +180,7 @@ macro_rules! select {
                FROM ops.rebuilds r CROSS JOIN LATERAL (
                     SELECT EXISTS (SELECT FROM pg_locks h
                                     WHERE h.pid = r.backend AND h.granted AND h.locktype = 'advisory'
-                                      AND h.classid::bigint << 32 | h.objid::bigint = 7165932018841088005
+                                      AND (h.classid::bigint << 32) + h.objid::bigint = 7165932018841088005
                                       AND h.database = (SELECT oid FROM pg_database
                                                          WHERE datname = current_database())) AS held) l ",
             $which

@@ -1,14 +1,17 @@
 //! `rebuild --until`: the tables as they stood are those of a log that had ended there.
 
+use std::time::Duration;
+
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use event_store::log::{self, BatchLimits};
 use serde_json::{Value, json};
-use sqlx::{Executor, PgPool};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tests::TestDatabase;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{MEETING, assert_clean, contents, history, lines, shape_of, small_book};
-use crate::cli::{Ran, run_on};
+use crate::cli::{Ran, minutebook, run_on};
 use crate::read_models::history::{append, cached, created, language};
 use crate::read_models::{caught_up_and_equal, eventually};
 
@@ -74,6 +77,39 @@ async fn a_time_is_the_last_position_that_was_recorded_by_then() {
         let expected = rows(&log_that_ends_at(&pool, position).await, "read", "speakers", None).await;
         assert_eq!(rows(&pool, &schema, "speakers", None).await, expected, "{time}");
     }
+}
+
+#[tokio::test]
+async fn a_time_waits_for_what_was_recorded_by_then_and_is_not_committed_yet() {
+    let (database, pool) = small_book().await;
+    let mut appending = PgConnection::connect(&database.url).await.unwrap();
+    // As an append does it: the lock, the time, the rows, the commit.
+    appending
+        .execute(
+            "BEGIN; SELECT pg_advisory_xact_lock(7165932018841088001);
+             INSERT INTO log.events
+             SELECT 12, clock_timestamp(), aggregate_type, aggregate_id, sequence + 1, event_type, event_version,
+                    payload, metadata FROM log.events WHERE position = 11",
+        )
+        .await
+        .unwrap();
+    let time: DateTime<Utc> =
+        sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut appending).await.unwrap();
+    let time = time.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let mut laying = minutebook(&["rebuild", "--until", &time, "--schema", "just_now", "--json"]);
+    let laying = laying.env("DATABASE_URL", &database.url).spawn().unwrap();
+    eventually("it waits", async || {
+        let waiting = "SELECT count(*) FROM pg_locks
+                        WHERE NOT granted AND locktype = 'advisory' AND mode = 'ShareLock'
+                          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&pool).await.unwrap() > 0).then_some(())
+    })
+    .await;
+    appending.execute("COMMIT").await.unwrap();
+    let output = timeout(Duration::from_secs(60), laying.wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let last = serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap();
+    assert_eq!(last["laid_down"]["position"], 12, "{said}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! they are, it is known what became of them, and the next one works.
 
 use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection};
 use tests::TestDatabase;
 use tests::server::Server;
 
@@ -34,6 +35,25 @@ async fn a_server_that_is_told_to_stop_breaks_its_rebuild_off_and_the_next_one_w
         assert!(server.stop().await.success());
         assert_clean(&database).await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_is_told_to_stop_while_its_rebuild_waits_for_readers_does_not_swap() {
+    let (database, pool) = small_book().await;
+    let server = Server::start(&database).await;
+    let mut reader = PgConnection::connect(&database.url).await.unwrap();
+    reader.execute("BEGIN; SELECT count(*) FROM read.meetings").await.unwrap();
+    let (location, _) = begin(&server, &json!({"kind": "rebuild"})).await;
+    eventually("it wants to swap", async || {
+        (server.get(&location).await.1["phase"] == "swapping").then_some(())
+    })
+    .await;
+    assert!(server.stop().await.success());
+    reader.execute("ROLLBACK").await.unwrap();
+    assert_eq!((generation(&pool).await, schemas(&pool).await), (1, vec!["read".to_owned()]));
+    assert_eq!(outcomes(&pool).await, [Some("interrupted".to_owned())]);
+    rebuilt(&database, &["rebuild", "--json"]).await;
+    assert_clean(&database).await;
 }
 
 #[tokio::test]
