@@ -1,10 +1,15 @@
 //! An event that cannot be applied parks its aggregate: all others flow, and everybody is told where and why,
 //! without its content; until it is tried again with success, or skipped.
 
+use std::time::Duration;
+
+use projections::parked::MOST_AGGREGATES;
+use projections::projector::Projection;
 use serde_json::{Value, json};
 use sqlx::{Executor, PgPool};
 use tests::TestDatabase;
 use tests::server::{Server, answer};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::history::{append, created, language, registered, registered_with, renamed, started};
@@ -195,6 +200,46 @@ async fn a_rebuild_meets_the_same_events_in_the_same_way_and_frees_those_that_fi
     assert_eq!(parked().await, [2, 3, 4, 5, 6]);
     append(&book, &registered_with("dd")).await;
     assert_eq!(caught_up_and_equal(&pool).await, 8);
+    book.close().await;
+}
+
+#[tokio::test]
+async fn more_parked_aggregates_than_single_faults_explain_stop_the_projector_until_one_is_decided_on() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let book = database.open().await;
+    let most = i64::try_from(MOST_AGGREGATES).unwrap();
+    let id = |n: i64| Uuid::from_u128(0x1000 + n as u128).to_string();
+    append(&book, &registered_with("aa")).await;
+    for n in 1..=most {
+        append_raw(&pool, ["meeting", &id(n), "MeetingTeleported", "1", r#"{"secret": 1}"#], 0).await;
+    }
+    book.start_projector();
+    assert_eq!(caught_up_and_equal(&pool).await, most + 1);
+    // What waits behind one of them is no further aggregate.
+    append_raw(&pool, ["meeting", &id(1), "MeetingTeleported", "1", "{}"], 1).await;
+    append(&book, &registered_with("bb")).await;
+    assert_eq!(caught_up_and_equal(&pool).await, most + 3);
+
+    append_raw(&pool, ["meeting", &id(0), "MeetingTeleported", "1", r#"{"secret": 1}"#], 0).await;
+    let mut projection = book.projection.clone();
+    let stopped = |projection: &Projection| matches!(projection, Projection::Stopped { .. });
+    let stopped = timeout(Duration::from_secs(60), projection.wait_for(stopped)).await.unwrap();
+    let Projection::Stopped { position, reason } = stopped.unwrap().clone() else {
+        panic!("it was waited for")
+    };
+    assert_eq!(position, most + 4);
+    assert!(reason.contains("more than 1000 aggregates are parked"), "{reason}");
+    append(&book, &registered_with("cc")).await;
+    assert_eq!(assert_tables_equal_the_fold(&pool).await, most + 3);
+
+    let skipped = run_on(&database, &["parked", "skip", "2", "--reason", "by hand"]).await;
+    assert_eq!(skipped.code, Some(3), "the one behind it cannot be read either: {}", skipped.stderr);
+    let behind = (most + 2).to_string();
+    let skipped = run_on(&database, &["parked", "skip", &behind, "--reason", "by hand"]).await;
+    assert_eq!(skipped.code, Some(0), "{}", skipped.stderr);
+    // It tries again by itself.
+    assert_eq!(caught_up_and_equal(&pool).await, most + 5);
     book.close().await;
 }
 
