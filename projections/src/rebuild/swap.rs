@@ -58,6 +58,7 @@ pub async fn swap(store: &EventStore, schema: &str) -> Result<Swapped, RebuildEr
                 holding.commit().await.map_err(&failed)?;
                 let blocked = swapped.blocked + started.elapsed();
                 schema::drop(&mut connection, OLD).await.map_err(&failed)?;
+                parked::pass_skipped(store).await?;
                 return Ok(Swapped { blocked, ..swapped });
             }
             Err(RebuildError::Busy) => {
