@@ -64,6 +64,16 @@ fn describe() {
     describe_gauge!("minutebook_projection_position", "The last position that the tables show");
     describe_gauge!("minutebook_projection_lag_events", "Events that the tables do not show yet");
     describe_gauge!("minutebook_projection_lag_seconds", Unit::Seconds, "Age of the oldest of them");
+    describe_gauge!(
+        "minutebook_parked_events",
+        "Events that cannot be applied, and those that wait behind them"
+    );
+    describe_gauge!("minutebook_parked_aggregates", "Meetings and profiles to which they belong");
+    describe_gauge!(
+        "minutebook_parked_seconds",
+        Unit::Seconds,
+        "How long the oldest of them has been parked"
+    );
     describe_histogram!(
         "minutebook_http_request_seconds",
         Unit::Seconds,
