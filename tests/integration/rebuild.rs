@@ -34,6 +34,7 @@ async fn a_rebuild_of_any_history_equals_the_live_tables_and_there_is_a_way_back
     println!("seed {seed}");
     history::make(&database, seed).await;
     let before = contents(&pool).await;
+    let first = generation(&pool).await;
 
     assert_clean(&database).await;
     assert_eq!(schemas(&pool).await, ["read"], "verify leaves nothing behind");
@@ -43,13 +44,14 @@ async fn a_rebuild_of_any_history_equals_the_live_tables_and_there_is_a_way_back
     assert_tables_equal_the_fold(&pool).await;
     assert_eq!(contents(&pool).await, before);
     assert_eq!(shape(&pool).await, fresh, "keys, indexes, columns and their defaults");
-    assert_eq!(generation(&pool).await, 2);
+    let second = generation(&pool).await;
+    assert!(second > first, "{second} after {first}");
     assert_clean(&database).await;
 
     let rebuilt_files = oid(&pool, "read.files").await;
     rebuilt(&database, &["rebuild", "--rollback", "--json"]).await;
     assert_eq!(oid(&pool, "read_previous.files").await, rebuilt_files, "they have changed places");
-    assert_eq!(generation(&pool).await, 3, "no number comes twice");
+    assert!(generation(&pool).await > second, "no number comes twice");
     assert_tables_equal_the_fold(&pool).await;
     assert_clean(&database).await;
     rebuilt(&database, &["rebuild", "--rollback", "--json"]).await;
@@ -267,7 +269,9 @@ fn assert_names(ran: &Ran, expected: &BTreeMap<&str, Vec<Value>>) {
     let report = lines.iter().find(|line| !line["comparison"].is_null()).unwrap();
     for table in report["comparison"]["tables"].as_array().unwrap() {
         let name = table["table"].as_str().unwrap();
-        let rows = &expected[name];
+        // A table in which nothing is expected need not be named.
+        let none = vec![];
+        let rows = expected.get(name).unwrap_or(&none);
         assert_eq!(table["examples"], json!(rows), "{name}");
         for what in ["only_live", "only_history", "differing"] {
             assert_eq!(table[what], rows.iter().filter(|row| row["what"] == what).count(), "{name}: {what}");

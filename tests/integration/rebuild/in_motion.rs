@@ -56,7 +56,7 @@ async fn readers_and_writers_do_not_notice_rebuilds() {
     finish.cancel();
     clients.join_all().await;
     caught_up_and_equal(&pool).await;
-    assert_eq!(generation(&pool).await, 1 + rounds(5) as i64);
+    assert!(generation(&pool).await > rounds(5) as i64);
     assert!(server.stop().await.success());
     assert_clean(&database).await;
 }

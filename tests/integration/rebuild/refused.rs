@@ -55,6 +55,10 @@ async fn of_two_at_once_the_second_is_refused_and_told_who_runs() {
     assert_eq!(rows, [Some("killed".to_owned()), Some("done".to_owned())]);
 }
 
+/// History would park it, and the live tables have not.
+const UNREADABLE: &str = "parked_events 6 only history";
+const UNREADABLE_JSON: &str = r#"{"columns":[],"key":"6","what":"only_history"}"#;
+
 #[tokio::test]
 async fn verify_names_the_position_at_which_a_log_is_damaged() {
     for (damage, said) in [
@@ -64,8 +68,8 @@ async fn verify_names_the_position_at_which_a_log_is_damaged() {
             "UPDATE log.events SET recorded_at = recorded_at - interval '1 day' WHERE position = 6",
             "position 6 was recorded before position 5",
         ),
-        ("UPDATE log.events SET payload = '{\"Unheard\": {}}' WHERE position = 6", "position 6"),
-        ("UPDATE log.events SET event_type = 'Unheard' WHERE position = 6", "position 6"),
+        ("UPDATE log.events SET payload = '{\"Unheard\": {}}' WHERE position = 6", UNREADABLE),
+        ("UPDATE log.events SET event_type = 'Unheard' WHERE position = 6", UNREADABLE),
     ] {
         let (database, pool) = small_book().await;
         pool.execute("ALTER TABLE log.events DISABLE TRIGGER events_are_append_only").await.unwrap();
@@ -73,6 +77,7 @@ async fn verify_names_the_position_at_which_a_log_is_damaged() {
         for arguments in [&["verify"][..], &["verify", "--json"]] {
             let ran = run_on(&database, arguments).await;
             assert_eq!(ran.code, Some(1), "{damage}: {}", ran.stdout);
+            let said = if said == UNREADABLE && arguments.len() > 1 { UNREADABLE_JSON } else { said };
             assert!(
                 ran.stderr.contains(said) || ran.stdout.contains(said),
                 "{damage}: {said} is not in {}{}",
