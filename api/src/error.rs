@@ -172,6 +172,15 @@ where
             }
             CommandError::Append(ref refused @ AppendError::Refused(_)) => Self::internal(refused),
             CommandError::Database { source, .. } => source.into(),
+            // Logged where it was parked.
+            CommandError::Unreadable { position, .. } => Self::new(
+                StatusCode::CONFLICT,
+                "history_unreadable",
+                format!(
+                    "the event at position {position} of its history cannot be read, so nothing can be decided; \
+                     `minutebook parked show {position}` tells an operator more"
+                ),
+            ),
             ref error @ CommandError::Load(_) => Self::internal(error),
         }
     }
@@ -194,6 +203,7 @@ impl From<RebuildError> for Problem {
             }
             RebuildError::Database { source, .. } => source.into(),
             ref other @ (RebuildError::Log(_)
+            | RebuildError::Parked(_)
             | RebuildError::CatchUp(_)
             | RebuildError::NoPrevious
             | RebuildError::OtherShape { .. }

@@ -77,6 +77,16 @@ fn describe() {
         Unit::Seconds,
         "Time since the tables were last proved; absent if they never were"
     );
+    describe_gauge!(
+        "minutebook_parked_events",
+        "Events that cannot be applied, and those that wait behind them"
+    );
+    describe_gauge!("minutebook_parked_aggregates", "Meetings and profiles to which they belong");
+    describe_gauge!(
+        "minutebook_parked_seconds",
+        Unit::Seconds,
+        "How long the oldest of them has been parked"
+    );
     describe_histogram!(
         "minutebook_http_request_seconds",
         Unit::Seconds,

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::EventStore;
 use crate::append::{Append, AppendError, Appender, NewEvent, Outcome, Place};
+use crate::log::{self, BatchLimits, LogError};
 use crate::repository::LogRepository;
 use crate::retry::backoff;
 
@@ -29,6 +30,8 @@ use crate::retry::backoff;
 const TRIES: u32 = 20;
 /// How many states of each kind of aggregate are kept.
 const CACHED: NonZeroUsize = NonZeroUsize::new(20_000).expect("not zero");
+/// How much of a history is read at once to find the event at fault.
+const READ: BatchLimits = BatchLimits { events: 1000, bytes: 8 * 1024 * 1024 };
 
 /// Takes commands to meetings and profiles. Cloning it is cheap.
 #[derive(Clone)]
@@ -111,6 +114,15 @@ pub enum CommandError<E: std::error::Error + 'static> {
         #[source]
         source: sqlx::Error,
     },
+    /// One of the aggregate's events cannot be decoded, so nothing can be decided.
+    #[error("the event at position {position} cannot be read")]
+    Unreadable {
+        /// Where the first one is.
+        position: i64,
+        /// Why.
+        #[source]
+        source: DecodeError,
+    },
     /// The aggregate's events cannot be loaded.
     #[error("the aggregate cannot be loaded")]
     Load(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -172,6 +184,7 @@ struct Versioned<A> {
 }
 
 struct Handler<A: Aggregate> {
+    pool: PgPool,
     store: PersistedEventStore<LogRepository, A>,
     appender: Appender,
     cache: Mutex<LruCache<String, Versioned<A>>>,
@@ -182,10 +195,10 @@ where
     A::Error: 'static,
 {
     fn new(pool: PgPool, appender: Appender) -> Self {
-        let repository = LogRepository::new(pool, appender.clone());
+        let repository = LogRepository::new(pool.clone(), appender.clone());
         let store =
             PersistedEventStore::new_event_store(repository).with_upcasters(domain::upcast::for_cqrs_es());
-        Self { store, appender, cache: Mutex::new(LruCache::new(CACHED)) }
+        Self { pool, store, appender, cache: Mutex::new(LruCache::new(CACHED)) }
     }
 
     fn cached(&self, id: &str) -> Option<Versioned<A>> {
@@ -201,13 +214,19 @@ where
     }
 
     async fn load(&self, id: &str) -> Result<Versioned<A>, CommandError<A::Error>> {
-        let loaded = self.store.load_aggregate(id).await.map_err(|error| match error {
-            AggregateError::UserError(error) => CommandError::Refused(error),
-            AggregateError::AggregateConflict => CommandError::Contended,
-            AggregateError::DatabaseConnectionError(source)
-            | AggregateError::DeserializationError(source)
-            | AggregateError::UnexpectedError(source) => load_error(source),
-        })?;
+        let loaded = match self.store.load_aggregate(id).await {
+            Ok(loaded) => loaded,
+            Err(AggregateError::UserError(error)) => return Err(CommandError::Refused(error)),
+            Err(AggregateError::AggregateConflict) => return Err(CommandError::Contended),
+            Err(
+                AggregateError::DatabaseConnectionError(source)
+                | AggregateError::DeserializationError(source)
+                | AggregateError::UnexpectedError(source),
+            ) => {
+                let unreadable = first_unreadable(&self.pool, A::TYPE, id).await;
+                return Err(unreadable.map_err(loading)?.unwrap_or_else(|| load_error(source)));
+            }
+        };
         let version = i64::try_from(loaded.current_sequence).unwrap_or(i64::MAX);
         let loaded = Versioned { state: loaded.aggregate, version };
         if version > 0 {
@@ -228,6 +247,32 @@ fn load_error<E: std::error::Error + 'static>(
             Ok(source) => CommandError::Load(source),
             Err(_) => CommandError::Load("an event of it does not decode".into()),
         },
+    }
+}
+
+fn loading<E: std::error::Error + 'static>(source: sqlx::Error) -> CommandError<E> {
+    CommandError::Database { phase: "loading an aggregate", source }
+}
+
+/// Looks for the event with which loading an aggregate must fail: postgres-es does not say which one it was.
+async fn first_unreadable<E: std::error::Error + 'static>(
+    pool: &PgPool,
+    aggregate_type: &str,
+    id: &str,
+) -> Result<Option<CommandError<E>>, sqlx::Error> {
+    let Ok(id) = id.parse() else { return Ok(None) };
+    let mut after = 0;
+    loop {
+        let (events, more) = log::read_aggregate(pool, aggregate_type, id, after, READ).await?;
+        for event in &events {
+            if let Err(LogError::Decode { position, source }) = event.decode() {
+                return Ok(Some(CommandError::Unreadable { position, source }));
+            }
+        }
+        match events.last() {
+            Some(last) if more => after = last.sequence,
+            Some(_) | None => return Ok(None),
+        }
     }
 }
 
@@ -448,6 +493,7 @@ fn measure<E: std::error::Error + 'static>(
         Err(CommandError::StaleVersion { .. }) => "stale",
         Err(CommandError::KeyReused) => "key_reused",
         Err(CommandError::Contended) => "contended",
+        Err(CommandError::Unreadable { .. }) => "unreadable",
         Err(CommandError::Append(_) | CommandError::Database { .. } | CommandError::Load(_)) => "failed",
     };
     let labels = [("aggregate", aggregate), ("command", command), ("outcome", outcome)];

@@ -5,17 +5,17 @@ use std::collections::HashMap;
 
 use event_store::EventStore;
 use event_store::log;
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::changes::Changes;
-use crate::fold::{Rows, fold};
+use crate::fold::{MeetingRows, Rows, fold};
 use crate::parked::{self, Exceptions, ParkedError, Verdict, database, hold};
 use crate::projector::BATCH;
 use crate::schema::LIVE;
 use crate::stored_rows;
 use crate::tables::parked_events::{self, Parked};
-use crate::tables::{cache, checkpoint};
+use crate::tables::{Statement, artifacts, cache, checkpoint, files, meetings, speakers};
 
 /// What was found, and mended.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
@@ -42,7 +42,8 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
     let mut transaction = connection.begin().await.map_err(&failed)?;
     let held = hold(&mut transaction).await?;
     let mut exceptions = Exceptions::with_skipped(&mut transaction).await.map_err(&failed)?;
-    let mut rows = Rows::Meeting(Box::default());
+    let mut healed = Rows::Meeting(Box::default());
+    let mut file = None;
     let mut parked: Vec<Parked> = vec![];
     let mut events = 0;
     let mut after = (id.to_string(), 0);
@@ -55,37 +56,28 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
         for entry in &entries {
             match exceptions.judge(entry) {
                 Verdict::Apply(recorded) => {
-                    fold(&mut rows, recorded);
+                    fold(&mut healed, recorded);
                     events += 1;
+                    if let Rows::Meeting(rows) = &healed {
+                        // Also of a meeting that is erased by now.
+                        file = rows.file.as_ref().map(|row| row.id).or(file);
+                    }
                 }
                 Verdict::Skip => {}
                 Verdict::Park(event) => parked.push(event),
             }
         }
     }
+    let Rows::Meeting(rows) = healed else { return Ok(None) };
     if after.1 == 0 {
         return Ok(None);
     }
 
-    let found = stored_rows::of(&mut transaction, &[key]).await.map_err(&failed)?;
-    let healed = HashMap::from([(key, rows)]);
-    let (missing, differing, surplus) = Changes::between(&found, &healed).rows();
-    // A row may be elsewhere than where it is looked for: whatever has one of the ids goes.
-    let mut everything = found;
-    if let (Some(Rows::Meeting(all)), Some(Rows::Meeting(right))) =
-        (everything.get_mut(&key), healed.get(&key))
-    {
-        all.file = all.file.take().or_else(|| right.file.clone());
-        all.meeting = all.meeting.take().or_else(|| right.meeting.clone());
-        all.speakers.extend(right.speakers.clone());
-        all.artifacts.extend(right.artifacts.clone());
-    }
-    let nothing = HashMap::from([(key, Rows::Meeting(Box::default()))]);
-    let mut statements = Changes::between(&everything, &nothing).statements();
-    if let Some(Rows::Meeting(right)) = healed.get(&key) {
-        statements.extend(cache::forget(&right.cache.values().collect::<Vec<_>>()));
-    }
-    statements.extend(Changes::between(&nothing, &healed).statements());
+    let found = found(&mut transaction, id, file).await.map_err(&failed)?;
+    let before = HashMap::from([(key, Rows::Meeting(Box::new(found.clone())))]);
+    let after = HashMap::from([(key, Rows::Meeting(rows.clone()))]);
+    let (missing, differing, surplus) = Changes::between(&before, &after).rows();
+    let statements = replace(&found, &rows);
     for statement in statements {
         statement.execute(&mut transaction).await.map_err(|error| {
             if parked::is_refusal(&error) {
@@ -112,4 +104,49 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
     checkpoint::renew(&mut transaction, LIVE).await.map_err(&failed)?;
     transaction.commit().await.map_err(&failed)?;
     Ok(Some(Healed { events, position: held.position, missing, differing, surplus, parked: parked.len() }))
+}
+
+/// Returns the rows that a meeting has. Its own file, whichever one its row may name.
+async fn found(
+    connection: &mut PgConnection,
+    id: Uuid,
+    file: Option<Uuid>,
+) -> Result<MeetingRows, sqlx::Error> {
+    let key = ("meeting", id);
+    let mut found = match stored_rows::of(connection, &[key]).await?.remove(&key) {
+        Some(Rows::Meeting(found)) => *found,
+        Some(Rows::Profile(_)) | None => MeetingRows::default(),
+    };
+    found.file = match file {
+        Some(file) => files::load(connection, file).await?,
+        None => None,
+    };
+    Ok(found)
+}
+
+/// Returns the statements that delete what is surplus, and put each row that is right in the place of whatever
+/// has its id: a row may be elsewhere than where it is looked for, and others may refer to it.
+fn replace(found: &MeetingRows, right: &MeetingRows) -> Vec<Statement> {
+    let MeetingRows { file, meeting, speakers, artifacts, cache } = right;
+    let writes = cache.values().collect::<Vec<_>>();
+    let [cache_removed, cache_kept] = cache::write(&writes);
+    let surplus = |found: Option<Uuid>, right: bool| found.filter(|_| !right).into_iter().collect::<Vec<_>>();
+    let surplus_speakers = found.speakers.keys().filter(|id| !speakers.contains_key(*id)).copied();
+    let surplus_artifacts = found.artifacts.keys().filter(|id| !artifacts.contains_key(*id)).copied();
+    [
+        speakers::delete(&surplus_speakers.collect::<Vec<_>>()),
+        artifacts::delete(&surplus_artifacts.collect::<Vec<_>>()),
+        meetings::delete(&surplus(found.meeting.as_ref().map(|row| row.id), meeting.is_some())),
+        files::delete(&surplus(found.file.as_ref().map(|row| row.id), file.is_some())),
+        files::update(&file.iter().collect::<Vec<_>>()),
+        meetings::update(&meeting.iter().collect::<Vec<_>>()),
+        speakers::update(&speakers.values().collect::<Vec<_>>()),
+        artifacts::update(&artifacts.values().collect::<Vec<_>>()),
+        cache::forget(&writes),
+        cache_removed,
+        cache_kept,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

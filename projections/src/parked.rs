@@ -146,7 +146,8 @@ pub async fn decisions(executor: impl PgExecutor<'_>, limit: i64) -> Result<Vec<
 }
 
 /// Takes note of decisions, while the tables are held still at `shown`. None is dated before what they showed
-/// then, whatever the clock does: by that a reader of the feed finds out what may have come too late for it.
+/// then, whatever the clock does: by that a reader of the feed finds out what may have come too late for it. An
+/// event is skipped once: another generation may have it parked still.
 pub(crate) async fn decide(
     connection: &mut PgConnection,
     shown: i64,
@@ -159,7 +160,8 @@ pub(crate) async fn decide(
         "INSERT INTO ops.parked_decisions (position, outcome, reason, actor, decided_at)
          SELECT position, $3, $4, $5,
                 greatest(clock_timestamp(), (SELECT recorded_at FROM log.events WHERE position = $1))
-           FROM UNNEST ($2::bigint[]) AS decided (position) ORDER BY position",
+           FROM UNNEST ($2::bigint[]) AS decided (position) ORDER BY position
+         ON CONFLICT DO NOTHING",
     )
     .bind(shown)
     .bind(positions)
@@ -187,6 +189,28 @@ pub(crate) async fn release(
     .fetch_all(&mut *connection)
     .await?;
     decide(connection, before.position, &freed, "applied", None, "system:rebuild").await
+}
+
+/// Passes over what the live generation has parked although it was skipped: while the decision was made,
+/// another generation was live.
+pub(crate) async fn pass_skipped(store: &EventStore) -> Result<(), ParkedError> {
+    let skipped: Vec<i64> = sqlx::query_scalar(
+        "SELECT position FROM ops.parked_events p
+          WHERE generation = (SELECT generation FROM checkpoint) AND EXISTS (
+                SELECT FROM ops.parked_decisions d WHERE d.position = p.position AND outcome = 'skipped')
+          ORDER BY position",
+    )
+    .fetch_all(store.pool())
+    .await
+    .map_err(database("looking for what was skipped"))?;
+    for position in skipped {
+        match retry(store, position, "system:rebuild").await {
+            // The one before may have taken it along.
+            Ok(_) | Err(ParkedError::NotParked { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Why a decision on a parked event was not carried out.

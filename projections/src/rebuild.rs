@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::fold::{MeetingRows, Rows, fold};
-use crate::parked::{self, Exceptions, Verdict};
+use crate::parked::{self, Exceptions, ParkedError, Verdict};
 use crate::projector::{BATCH, ProjectError, catch_up};
 use crate::rebuild::compare::Report;
 use crate::schema::{self, Bare};
@@ -57,6 +57,11 @@ pub enum RebuildError {
     /// The catching up failed.
     #[error("catching up failed")]
     CatchUp(#[from] ProjectError),
+    /// The other generation is live, but events are still parked in it that were skipped.
+    #[error(
+        "the swap came to pass, but what was skipped is still parked: `minutebook parked retry --all` frees it"
+    )]
+    Parked(#[from] ParkedError),
     /// Another one runs.
     #[error("another rebuild runs: {who}")]
     Running {

@@ -7,6 +7,7 @@ mod life;
 mod limits;
 mod listening;
 mod metrics;
+mod parked;
 mod provenance;
 mod shutdown;
 mod time_travel;

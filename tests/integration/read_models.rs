@@ -3,6 +3,7 @@
 
 mod cache;
 mod freshness;
+mod healed;
 pub(crate) mod history;
 pub(crate) mod parked;
 pub(crate) mod random;

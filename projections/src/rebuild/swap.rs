@@ -67,6 +67,7 @@ pub async fn swap(
                 holding.commit().await.map_err(&failed)?;
                 let blocked = swapped.blocked + started.elapsed();
                 schema::drop(&mut connection, OLD).await.map_err(&failed)?;
+                parked::pass_skipped(store).await?;
                 return Ok(Swapped { blocked, ..swapped });
             }
             Err(RebuildError::Busy) => {

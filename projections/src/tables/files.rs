@@ -28,6 +28,16 @@ pub struct FileRow {
     pub created_at: Option<DateTime<Utc>>,
 }
 
+/// Returns the file with this id.
+pub async fn load(connection: &mut PgConnection, id: Uuid) -> Result<Option<FileRow>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at FROM files WHERE id = $1",
+    )
+    .bind(id)
+    .fetch_optional(connection)
+    .await
+}
+
 /// Returns the files of `meetings`.
 pub async fn of_meetings(
     connection: &mut PgConnection,

@@ -16,6 +16,7 @@ async fn health_and_readiness_say_how_the_log_and_the_tables_stand() {
     let expected = json!({
         "status": "ready", "projector": "active", "publisher": "off",
         "log_head": 1, "read_models_position": 1, "lag_events": 0, "lag_seconds": 0.0,
+        "parked_events": 0, "parked_seconds": 0.0,
     });
     assert_eq!(ready, expected);
 }

@@ -1,10 +1,15 @@
 //! An event that cannot be applied parks its aggregate: all others flow, and everybody is told where and why,
 //! without its content; until it is tried again with success, or skipped.
 
+use std::time::Duration;
+
+use projections::parked::MOST_AGGREGATES;
+use projections::projector::Projection;
 use serde_json::{Value, json};
 use sqlx::{Executor, PgPool};
 use tests::TestDatabase;
 use tests::server::{Server, answer};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::history::{append, created, language, registered, registered_with, renamed, started};
@@ -199,6 +204,92 @@ async fn a_rebuild_meets_the_same_events_in_the_same_way_and_frees_those_that_fi
     assert_eq!(parked().await, [2, 3, 4, 5, 6]);
     append(&book, &registered_with("dd")).await;
     assert_eq!(caught_up_and_equal(&pool).await, 8);
+    book.close().await;
+}
+
+#[tokio::test]
+async fn what_was_skipped_while_another_generation_was_live_is_skipped_on_the_way_back() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let book = database.open().await;
+    book.start_projector();
+    let meeting = Uuid::from_u128(0xa0);
+    append(&book, &registered(meeting)).await;
+    append_raw(&pool, ["meeting", &meeting.to_string(), "LanguageDetected", "1", "{}"], 1).await;
+    append(&book, &started(meeting, 1)).await;
+    append_raw(&pool, ["meeting", &meeting.to_string(), "LanguageDetected", "1", "{}"], 3).await;
+    append(&book, &language(meeting, 1, "de")).await;
+    assert_eq!(caught_up_and_equal(&pool).await, 5);
+    let done = async |arguments: &[&str]| {
+        let ran = run_on(&database, arguments).await;
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+    };
+    let parked = async || {
+        let parked = "SELECT position FROM ops.parked_events
+                       WHERE generation = (SELECT generation FROM checkpoint) ORDER BY position";
+        sqlx::query_scalar::<_, i64>(parked).fetch_all(&pool).await.unwrap()
+    };
+    done(&["rebuild"]).await;
+    let skip = ["parked", "skip", "2", "--reason", "by hand"];
+    assert_eq!(run_on(&database, &skip).await.code, Some(3), "the next one is at fault as well");
+    done(&["parked", "skip", "4", "--reason", "by hand"]).await;
+    assert_eq!(parked().await, [0; 0]);
+    done(&["rebuild", "--rollback"]).await;
+    assert_eq!(parked().await, [0; 0]);
+    assert_eq!(caught_up_and_equal(&pool).await, 5);
+    append(&book, &language(meeting, 1, "fr")).await;
+    assert_eq!(caught_up_and_equal(&pool).await, 6);
+    done(&["verify"]).await;
+
+    // Skipped once more, as after a swap that broke off, it is skipped.
+    append_raw(&pool, ["meeting", &meeting.to_string(), "LanguageDetected", "1", "{}"], 6).await;
+    assert_eq!(caught_up_and_equal(&pool).await, 7);
+    let before =
+        "INSERT INTO ops.parked_decisions (position, outcome, actor) VALUES (7, 'skipped', 'system:test')";
+    pool.execute(before).await.unwrap();
+    done(&["parked", "skip", "7", "--reason", "by hand"]).await;
+    assert_eq!(parked().await, [0; 0]);
+    assert_eq!(caught_up_and_equal(&pool).await, 7);
+    book.close().await;
+}
+
+#[tokio::test]
+async fn more_parked_aggregates_than_single_faults_explain_stop_the_projector_until_one_is_decided_on() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let book = database.open().await;
+    let most = i64::try_from(MOST_AGGREGATES).unwrap();
+    let id = |n: i64| Uuid::from_u128(0x1000 + n as u128).to_string();
+    append(&book, &registered_with("aa")).await;
+    for n in 1..=most {
+        append_raw(&pool, ["meeting", &id(n), "MeetingTeleported", "1", r#"{"secret": 1}"#], 0).await;
+    }
+    book.start_projector();
+    assert_eq!(caught_up_and_equal(&pool).await, most + 1);
+    // What waits behind one of them is no further aggregate.
+    append_raw(&pool, ["meeting", &id(1), "MeetingTeleported", "1", "{}"], 1).await;
+    append(&book, &registered_with("bb")).await;
+    assert_eq!(caught_up_and_equal(&pool).await, most + 3);
+
+    append_raw(&pool, ["meeting", &id(0), "MeetingTeleported", "1", r#"{"secret": 1}"#], 0).await;
+    let mut projection = book.projection.clone();
+    let stopped = |projection: &Projection| matches!(projection, Projection::Stopped { .. });
+    let stopped = timeout(Duration::from_secs(60), projection.wait_for(stopped)).await.unwrap();
+    let Projection::Stopped { position, reason } = stopped.unwrap().clone() else {
+        panic!("it was waited for")
+    };
+    assert_eq!(position, most + 4);
+    assert!(reason.contains("more than 1000 aggregates are parked"), "{reason}");
+    append(&book, &registered_with("cc")).await;
+    assert_eq!(assert_tables_equal_the_fold(&pool).await, most + 3);
+
+    let skipped = run_on(&database, &["parked", "skip", "2", "--reason", "by hand"]).await;
+    assert_eq!(skipped.code, Some(3), "the one behind it cannot be read either: {}", skipped.stderr);
+    let behind = (most + 2).to_string();
+    let skipped = run_on(&database, &["parked", "skip", &behind, "--reason", "by hand"]).await;
+    assert_eq!(skipped.code, Some(0), "{}", skipped.stderr);
+    // It tries again by itself.
+    assert_eq!(caught_up_and_equal(&pool).await, most + 5);
     book.close().await;
 }
 
