@@ -301,7 +301,8 @@ pub async fn meetings(
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<MeetingSummary>, sqlx::Error> {
-    sqlx::query_as(
+    // Also without a cache: the tables may change between planning it and carrying it out.
+    read_twice!(pool, connection => sqlx::query_as(
         "SELECT m.id, m.file_id, f.owner, m.status, m.language, m.started_at, m.finished_at
            FROM meetings m LEFT JOIN files f ON f.id = m.file_id
           WHERE ($1::text IS NULL OR m.status = $1)
@@ -317,8 +318,7 @@ pub async fn meetings(
     .bind(limit)
     // Planned for these very values, so that an absent filter costs nothing and a rare one uses its index.
     .persistent(false)
-    .fetch_all(pool)
-    .await
+    .fetch_all(&mut *connection))
 }
 
 /// Returns a file.

@@ -55,10 +55,6 @@ async fn of_two_at_once_the_second_is_refused_and_told_who_runs() {
     assert_eq!(rows, [Some("killed".to_owned()), Some("done".to_owned())]);
 }
 
-/// History would park it, and the live tables have not.
-const UNREADABLE: &str = "parked_events 6 only history";
-const UNREADABLE_JSON: &str = r#"{"columns":[],"key":"6","what":"only_history"}"#;
-
 #[tokio::test]
 async fn verify_names_the_position_at_which_a_log_is_damaged() {
     for (damage, said) in [
