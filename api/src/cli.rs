@@ -1,7 +1,7 @@
 //! The command line: one variant per command, and the exit codes.
 //!
 //! 0: done. 1: it failed. 2: the command line cannot be understood. 3: done in part, the rest was
-//! reported (`import`, `parked retry`). 130: interrupted by Ctrl-C.
+//! reported (`import`, `profile import`, `parked retry`). 130: interrupted by Ctrl-C.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
 use crate::{
-    demo, embedded, events, import, parked, publish, rebuild, serve, status, subscribe, telemetry, terminal,
+    demo, embedded, events, import, parked, profile, publish, rebuild, serve, status, subscribe, telemetry,
+    terminal,
 };
 
 /// The system of record of a meeting-processing pipeline
@@ -59,6 +60,9 @@ enum Command {
     /// Look at events that cannot be applied, and decide what becomes of them
     #[command(subcommand)]
     Parked(parked::Parked),
+    /// Enter people and their voices
+    #[command(subcommand)]
+    Profile(profile::Profile),
     /// Put events on the broker's stream again, where it lost them or never had them
     Publish(publish::PublishArgs),
     /// Follow the change feed, and hand each event to a program
@@ -130,6 +134,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Rebuild(_)
         | Command::Verify(_)
         | Command::Parked(_)
+        | Command::Profile(_)
         | Command::Publish(_)
         | Command::Subscribe(_)
         | Command::Migrate
@@ -155,6 +160,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
             with_book_until_stopped(&database, async |book, stop| rebuild::verify(book, &args, &stop).await)
                 .await
         }
+        Command::Profile(what) => with_book(&database, async |book| profile::run(book, &what).await).await,
         Command::Subscribe(args) => subscribe::run(&database, args).await,
         Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
         Command::Openapi => {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use domain::voice::{MAX_DIMENSION, ModelId, VoiceModels};
 use projections::feed::stream::{StorageType, StreamConfig};
 
 /// Where the log and the tables are.
@@ -157,9 +158,35 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_MAX_FOLLOWERS", default_value_t = 256, value_name = "N")]
     pub max_followers: usize,
 
+    /// The voice models that are known, each with the dimension of its vectors: `NAME=DIMENSION`, by commas
+    #[arg(long, env = "MINUTEBOOK_VOICE_MODELS", default_value = "resemblyzer-0.1.4=256", value_delimiter = ',',
+          value_parser = voice_model, value_name = "MODELS")]
+    pub voice_models: Vec<(ModelId, usize)>,
+
     /// Where the change feed goes
     #[command(flatten)]
     pub nats: NatsConfig,
+}
+
+impl ServeConfig {
+    /// Returns the voice models that are known.
+    pub fn voice_models(&self) -> VoiceModels {
+        voice_models(&self.voice_models)
+    }
+}
+
+/// Returns the voice models of a list.
+pub fn voice_models(list: &[(ModelId, usize)]) -> VoiceModels {
+    VoiceModels::new(list.iter().cloned().collect())
+}
+
+/// Reads a voice model and its dimension.
+pub fn voice_model(text: &str) -> Result<(ModelId, usize), String> {
+    let parsed = text.rsplit_once('=').and_then(|(name, dimension)| {
+        let dimension = dimension.parse().ok().filter(|n| (1..=MAX_DIMENSION).contains(n))?;
+        Some((name.parse().ok()?, dimension))
+    });
+    parsed.ok_or_else(|| format!("must be a model's name, =, and a dimension of 1 to {MAX_DIMENSION}"))
 }
 
 /// A part of the work of `serve`.

@@ -235,6 +235,7 @@ impl Player<'_> {
             let reassign = MeetingCommand::ReassignSpeaker {
                 speaker_id: id.speaker(attempt, &cluster.cluster_id),
                 to: cluster.person,
+                expected: None,
                 reason: reason("introduced themselves at the start"),
             };
             self.send(id, reassign).await?;

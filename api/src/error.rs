@@ -119,7 +119,9 @@ impl From<MeetingError> for Problem {
             | MeetingError::AnotherFile
             | MeetingError::FingerprintMissing
             | MeetingError::TooManyStages
+            | MeetingError::NothingToUndo
             | MeetingError::SpeakersCorrected => StatusCode::CONFLICT,
+            MeetingError::SpeakerChanged => StatusCode::PRECONDITION_FAILED,
             MeetingError::UnfitValue | MeetingError::UnknownCluster | MeetingError::UnfitDecision => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }

@@ -19,6 +19,7 @@ pub mod events;
 pub mod extract;
 pub mod import;
 pub mod parked;
+pub mod profile;
 pub mod publish;
 pub mod rebuild;
 pub mod routes;

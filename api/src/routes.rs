@@ -7,6 +7,7 @@ pub mod meetings;
 pub mod operations;
 pub mod profiles;
 pub mod rebuilds;
+pub mod speakers;
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};

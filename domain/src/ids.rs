@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::artifact::ArtifactType;
 use crate::file::Sha256;
 use crate::speaker::ClusterId;
+use crate::voice::Voice;
 
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -125,6 +126,15 @@ impl MeetingId {
     pub fn artifact(&self, attempt: u32, artifact_type: ArtifactType) -> ArtifactId {
         let name = format!("artifact/{attempt}/{}", artifact_type.as_str());
         ArtifactId(Uuid::new_v5(&self.0, name.as_bytes()))
+    }
+}
+
+impl SampleId {
+    /// Derives a sample's id from whose voice it is and what it is like: enrolled again it is the same sample.
+    pub fn derive(secret: &LogSecret, profile: ProfileId, voice: &Voice) -> Self {
+        let numbers = voice.vector.as_slice().iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>();
+        let parts = [b"sample", &profile.0.as_bytes()[..], voice.model.as_str().as_bytes(), &numbers];
+        Self(secret.uuid(&parts))
     }
 }
 

@@ -174,6 +174,15 @@ impl CommandBus {
         let loaded = self.meetings.load(&id.to_string()).await?;
         Ok((loaded.state, loaded.version))
     }
+
+    /// Loads a profile afresh: its state and its version.
+    pub async fn load_profile(
+        &self,
+        id: domain::ids::ProfileId,
+    ) -> Result<(Profile, i64), CommandError<domain::profile::ProfileError>> {
+        let loaded = self.profiles.load(&id.to_string()).await?;
+        Ok((loaded.state, loaded.version))
+    }
 }
 
 /// A state and the number of events that it is made of.

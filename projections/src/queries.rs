@@ -16,7 +16,7 @@ use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
 use crate::tables::read_twice;
 use crate::tables::speakers::{self, SpeakerRow};
-use crate::tables::user_profiles::UserProfileRow;
+use crate::tables::user_profiles::{self, Embedding, UserProfileRow};
 
 /// A file as readers see it.
 #[derive(Debug, Serialize, FromRow, utoipa::ToSchema)]
@@ -389,6 +389,35 @@ async fn profile_once(
     let version = log::version_at(&mut *snapshot, "profile", id, position).await?;
     snapshot.commit().await?;
     Ok(Some(Found { row, version, position }))
+}
+
+/// A sample of a voice, without the vector.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct VoiceSample {
+    /// The sample.
+    #[schema(example = "018f0000-0000-7000-8000-000000000001")]
+    pub sample_id: Uuid,
+    /// The embedding model.
+    #[schema(example = "resemblyzer-0.1.4")]
+    pub model: String,
+    /// How many numbers the vector has.
+    #[schema(example = 256)]
+    pub dimension: usize,
+    /// Where it came from.
+    pub source: Option<String>,
+    /// When it was enrolled.
+    #[schema(example = "2026-11-24T09:00:00Z")]
+    pub enrolled_at: DateTime<Utc>,
+}
+
+/// Returns the samples of a person's voice, in the order of their enrolment; nothing if there is no such person.
+pub async fn voice_samples(pool: &PgPool, id: Uuid) -> Result<Option<Vec<VoiceSample>>, sqlx::Error> {
+    let mut rows = read_twice!(pool, connection => user_profiles::load(&mut connection, &[id]))?;
+    let sample = |embedding: Embedding| {
+        let Embedding { sample_id, model, dimension, source, enrolled_at, .. } = embedding;
+        VoiceSample { sample_id, model, dimension, source, enrolled_at }
+    };
+    Ok(rows.pop().map(|row| row.embeddings.into_iter().map(sample).collect()))
 }
 
 /// Returns people in order of id, after `after`, at most `limit`.

@@ -399,6 +399,7 @@ async fn help_names_every_command_and_shows_no_password() {
       rebuild    Build the tables from history beside the live ones, compare, and swap
       verify     Prove that the live tables are what the log says
       parked     Look at events that cannot be applied, and decide what becomes of them
+      profile    Enter people and their voices
       publish    Put events on the broker's stream again, where it lost them or never had them
       subscribe  Follow the change feed, and hand each event to a program
       migrate    Bring the database's schema up to date, and do nothing else

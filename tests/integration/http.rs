@@ -10,6 +10,7 @@ mod metrics;
 mod parked;
 mod provenance;
 mod shutdown;
+mod speakers;
 mod time_travel;
 mod versions;
 

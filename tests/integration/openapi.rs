@@ -51,6 +51,9 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     POST /v1/profiles -> 200 201 400 404 409 412 413 415 422 429 503
     GET /v1/profiles/{id} -> 200 404 422 429 503
     POST /v1/profiles/{id}/rename -> 200 400 404 409 412 413 415 422 429 503
+    GET /v1/profiles/{id}/voice -> 200 404 422 429 503
+    POST /v1/profiles/{id}/voice -> 200 201 400 404 409 412 413 415 422 429 503
+    DELETE /v1/profiles/{id}/voice/{sample} -> 200 400 404 409 412 413 415 422 429 503
     ");
 }
 

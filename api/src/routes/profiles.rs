@@ -2,13 +2,15 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use domain::ids::ProfileId;
+use domain::ids::{ProfileId, SampleId};
 use domain::profile::{DisplayName, ProfileCommand};
+use domain::voice::{ModelId, SampleSource, Vector, Voice};
 use event_store::command_bus::Context;
 use projections::history;
-use projections::queries::{self, ProfileSummary};
-use serde::Deserialize;
+use projections::queries::{self, ProfileSummary, VoiceSample};
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -22,11 +24,16 @@ use crate::app::AppState;
 use crate::as_of::AsOfQuery;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, QueryOf};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, PathOf, QueryOf};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(show)).routes(routes!(rename))
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(show))
+        .routes(routes!(rename))
+        .routes(routes!(enrol, voice))
+        .routes(routes!(remove_voice))
 }
 
 /// A person.
@@ -73,6 +80,94 @@ async fn rename(
 ) -> Result<CommandAnswer, Problem> {
     let rename = ProfileCommand::Rename { display_name: body.display_name };
     CommandAnswer::new(state.book.bus.profile(id, rename, &context).await?)
+}
+
+/// A sample of a person's voice.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewSample {
+    /// The embedding model.
+    #[schema(value_type = String, example = "resemblyzer-0.1.4")]
+    model: ModelId,
+    /// The embedding: as many finite numbers as the model gives, not all zero.
+    #[schema(value_type = Vec<f32>, max_items = 2048)]
+    vector: Vector,
+    /// Where the sample came from.
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 200, example = "onboarding call")]
+    source: Option<SampleSource>,
+}
+
+/// Add a sample of a person's voice
+///
+/// The sample's id, in `Location`, comes from the person and the voice: the same voice again has no effect.
+#[utoipa::path(post, operation_id = "enrolVoice", path = "/v1/profiles/{id}/voice", tag = "profiles",
+    params(("id" = Uuid, Path), CommandHeaders), request_body = NewSample,
+    responses((status = 201, body = CommandAnswer), (status = 200, body = CommandAnswer,
+        description = "It was there already"), CommandProblems))]
+async fn enrol(
+    State(state): State<AppState>,
+    Id(id): Id<ProfileId>,
+    Command { body: NewSample { model, vector, source }, context }: Command<NewSample>,
+) -> Result<Response, Problem> {
+    let voice = Voice { model, vector };
+    state.config.voice_models().check(&voice)?;
+    let sample_id = SampleId::derive(&state.book.store.identity().secret, id, &voice);
+    let enrol = ProfileCommand::EnrolVoice { sample_id, voice, source, at: now() };
+    let answer = CommandAnswer::new(state.book.bus.profile(id, enrol, &context).await?)?;
+    if answer.events.is_empty() {
+        return Ok(answer.into_response());
+    }
+    let location = format!("/v1/profiles/{id}/voice/{sample_id}");
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], answer).into_response())
+}
+
+/// The path of a sample.
+#[derive(Deserialize)]
+struct SamplePath {
+    id: ProfileId,
+    sample: SampleId,
+}
+
+/// Take a sample of a person's voice away
+#[utoipa::path(delete, operation_id = "removeVoice", path = "/v1/profiles/{id}/voice/{sample}", tag = "profiles",
+    params(("id" = Uuid, Path), ("sample" = Uuid, Path), CommandHeaders),
+    responses((status = 200, body = CommandAnswer), CommandProblems))]
+async fn remove_voice(
+    State(state): State<AppState>,
+    PathOf(SamplePath { id, sample }): PathOf<SamplePath>,
+    Command { context, .. }: Command<Nothing>,
+) -> Result<CommandAnswer, Problem> {
+    let remove = ProfileCommand::RemoveVoice { sample_id: sample };
+    CommandAnswer::new(state.book.bus.profile(id, remove, &context).await?)
+}
+
+/// Nothing more than the command itself.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// Show which samples of a person's voice there are
+///
+/// The vectors stay in the book.
+#[utoipa::path(get, operation_id = "listVoiceSamples", path = "/v1/profiles/{id}/voice", tag = "profiles",
+    params(("id" = Uuid, Path), ReadHeaders), responses((status = 200, body = VoiceSamples), ReadProblems))]
+async fn voice(
+    State(state): State<AppState>,
+    Id(id): Id<ProfileId>,
+    _query: NoQuery,
+    _fresh: Fresh,
+) -> Result<Json<VoiceSamples>, Problem> {
+    match queries::voice_samples(state.book.pool(), id.as_uuid()).await? {
+        Some(samples) => Ok(Json(VoiceSamples { samples })),
+        None => Err(Problem::not_found("profile_not_found", "there is no such profile")),
+    }
+}
+
+/// The samples of a person's voice.
+#[derive(Serialize, ToSchema)]
+struct VoiceSamples {
+    /// In the order in which they were enrolled.
+    samples: Vec<VoiceSample>,
 }
 
 /// Show a person

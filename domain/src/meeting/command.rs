@@ -56,6 +56,17 @@ pub enum MeetingCommand {
         speaker_id: SpeakerId,
         /// Who it is, or nobody known.
         to: Option<ProfileId>,
+        /// Who it must have been until now, if that matters: somebody else may have decided meanwhile.
+        expected: Option<Option<ProfileId>>,
+        /// Why.
+        reason: Reason,
+    },
+    /// Say that a speaker is whoever it was before the latest reassignment.
+    UndoReassignment {
+        /// Which speaker.
+        speaker_id: SpeakerId,
+        /// Who it must have been until now, if that matters.
+        expected: Option<Option<ProfileId>>,
         /// Why.
         reason: Reason,
     },
@@ -129,6 +140,7 @@ impl MeetingCommand {
             Self::RecordLanguage { .. } => "language",
             Self::RecordSpeakers { .. } => "speakers",
             Self::ReassignSpeaker { .. } => "reassign",
+            Self::UndoReassignment { .. } => "undo",
             Self::StoreArtifact { .. } => "artifacts",
             Self::CacheStageResult { .. } => "cache",
             Self::Complete { .. } => "complete",

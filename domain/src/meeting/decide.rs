@@ -59,6 +59,12 @@ pub enum MeetingError {
     /// The meeting has cached as many stages as it may.
     #[error("a meeting caches the results of at most 100 stages")]
     TooManyStages,
+    /// Somebody else has decided about the speaker meanwhile.
+    #[error("the speaker is somebody else by now than the command expects; read again and decide anew")]
+    SpeakerChanged,
+    /// Nobody has reassigned the speaker.
+    #[error("the speaker was never reassigned, so there is nothing to undo")]
+    NothingToUndo,
     /// Another diarization would drop what a person decided.
     #[error("a person has already named speakers of this attempt; reprocess the meeting to diarize it anew")]
     SpeakersCorrected,
@@ -79,6 +85,8 @@ impl MeetingError {
             Self::UnknownCluster => "unknown_cluster",
             Self::UnfitDecision => "invalid_decision",
             Self::TooManyStages => "too_many_stages",
+            Self::SpeakerChanged => "speaker_changed",
+            Self::NothingToUndo => "nothing_to_undo",
             Self::SpeakersCorrected => "speakers_corrected",
         }
     }
@@ -139,8 +147,15 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
             Status::Processing { .. } => record_speakers(record, clusters, decisions),
             Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
         },
-        MeetingCommand::ReassignSpeaker { speaker_id, to, reason } => {
-            reassign(record, *speaker_id, *to, reason)
+        MeetingCommand::ReassignSpeaker { speaker_id, to, expected, reason } => {
+            reassign(record, *speaker_id, *to, *expected, reason)
+        }
+        MeetingCommand::UndoReassignment { speaker_id, expected, reason } => {
+            match record.reassigned_from.get(speaker_id) {
+                Some(before) => reassign(record, *speaker_id, *before, *expected, reason),
+                None if record.speakers.contains_key(speaker_id) => Err(MeetingError::NothingToUndo),
+                None => Err(MeetingError::UnknownSpeaker),
+            }
         }
         MeetingCommand::StoreArtifact { artifact_type, s3_key, meta } => {
             let artifact = artifact(record, *artifact_type, s3_key, meta.as_ref());
@@ -230,13 +245,23 @@ fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(Cluste
     Ok(events)
 }
 
-fn reassign(record: &Record, speaker_id: SpeakerId, to: Option<ProfileId>, reason: &Reason) -> Decided {
+fn reassign(
+    record: &Record,
+    speaker_id: SpeakerId,
+    to: Option<ProfileId>,
+    expected: Option<Option<ProfileId>>,
+    reason: &Reason,
+) -> Decided {
     let Some(speaker) = record.speakers.get(&speaker_id) else {
         return Err(MeetingError::UnknownSpeaker);
     };
     let from = speaker.link.map(|link| link.profile_id);
+    // Whoever asks for what is so already has what they want, whatever they expected.
     if from == to {
         return Ok(vec![]);
+    }
+    if expected.is_some_and(|expected| expected != from) {
+        return Err(MeetingError::SpeakerChanged);
     }
     Ok(vec![MeetingEvent::SpeakerReassigned {
         speaker_id,

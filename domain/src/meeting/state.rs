@@ -10,7 +10,7 @@ use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType};
 use crate::digest::Digest;
 use crate::file::{ContentFp, File};
-use crate::ids::{MeetingId, SpeakerId};
+use crate::ids::{MeetingId, ProfileId, SpeakerId};
 use crate::speaker::{Cluster, Diarization, Link, LinkedBy, Speaker};
 use crate::text::{Language, Reason, Stage, WorkerId};
 
@@ -49,6 +49,8 @@ pub struct Record {
     pub diarized: Option<(u32, Digest)>,
     /// The latest diarization's speakers.
     pub speakers: BTreeMap<SpeakerId, Speaker>,
+    /// Who each of them was before the latest reassignment, if there was one.
+    pub reassigned_from: BTreeMap<SpeakerId, Option<ProfileId>>,
     /// Whether a person decided about one of them, be it that it is nobody known.
     pub corrected: bool,
     /// The latest artifact of each type.
@@ -141,6 +143,7 @@ fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
         language: None,
         diarized: None,
         speakers: BTreeMap::new(),
+        reassigned_from: BTreeMap::new(),
         corrected: false,
         artifacts: BTreeMap::new(),
         cached: BTreeMap::new(),
@@ -164,6 +167,7 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
             record.diarized = Some((*attempt, Digest::of(clusters)));
             record.speakers = speakers_of(record.id, *attempt, clusters);
+            record.reassigned_from.clear();
             record.corrected = false;
         }
         MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, .. } => {
@@ -171,7 +175,8 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
             relink(record, *speaker_id, Some(link));
         }
         MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => relink(record, *speaker_id, None),
-        MeetingEvent::SpeakerReassigned { speaker_id, to, .. } => {
+        MeetingEvent::SpeakerReassigned { speaker_id, from, to, .. } => {
+            record.reassigned_from.insert(*speaker_id, *from);
             let link = to.map(|profile_id| Link { profile_id, confidence: None, by: LinkedBy::Person });
             relink(record, *speaker_id, link);
             record.corrected = true;

@@ -102,7 +102,16 @@ pub(crate) fn speaker(attempt: u32, label: &str) -> SpeakerId {
 }
 
 pub(crate) fn reassign(speaker_id: SpeakerId, to: Option<u128>) -> MeetingCommand {
-    MeetingCommand::ReassignSpeaker { speaker_id, to: to.map(id), reason: parsed("I was there") }
+    MeetingCommand::ReassignSpeaker {
+        speaker_id,
+        to: to.map(id),
+        expected: None,
+        reason: parsed("I was there"),
+    }
+}
+
+pub(crate) fn undo(speaker_id: SpeakerId) -> MeetingCommand {
+    MeetingCommand::UndoReassignment { speaker_id, expected: None, reason: parsed("I was wrong") }
 }
 
 pub(crate) fn store(artifact_type: ArtifactType, s3_key: &str) -> MeetingCommand {
@@ -184,7 +193,7 @@ fn histories() -> [Vec<MeetingEvent>; 8] {
 }
 
 /// Every command twice: with news, and repeating what the histories tell.
-fn commands() -> [(MeetingCommand, MeetingCommand); 13] {
+fn commands() -> [(MeetingCommand, MeetingCommand); 14] {
     let [fp, lang, who, md, asr] = work();
     let md2 = store(ArtifactType::TranscriptMd, "m/2.md");
     [
@@ -196,6 +205,7 @@ fn commands() -> [(MeetingCommand, MeetingCommand); 13] {
         (language("fr"), lang),
         (speakers(&[("a", Some(1))]), who),
         (reassign(speaker(1, "a"), Some(2)), reassign(speaker(1, "a"), Some(1))),
+        (undo(speaker(1, "a")), undo(speaker(1, "a"))),
         (md2, md),
         (cache("asr", "{\"n\":2}", at(41), None), asr),
         (complete(), complete()),
@@ -214,6 +224,7 @@ fn expected(command: &MeetingCommand) -> (Row, Row) {
     const TAKEN: &str = "taken_by_another_worker";
     const OTHER: &str = "another_file";
     const WHO: &str = "speaker_not_found";
+    const UNDO: &str = "nothing_to_undo";
     const REG: &str = "MeetingRegistered";
     const START: &str = "ProcessingStarted";
     const FP: &str = "ContentFingerprinted";
@@ -259,6 +270,10 @@ fn expected(command: &MeetingCommand) -> (Row, Row) {
         MeetingCommand::ReassignSpeaker { .. } => (
             [NONE, WHO, RE, RE, RE, RE, RE, GONE],
             [NONE, WHO, "-", "-", "-", "-", "-", GONE],
+        ),
+        MeetingCommand::UndoReassignment { .. } => (
+            [NONE, WHO, UNDO, UNDO, UNDO, UNDO, UNDO, GONE],
+            [NONE, WHO, UNDO, UNDO, UNDO, UNDO, UNDO, GONE],
         ),
         MeetingCommand::StoreArtifact { .. } => (
             [NONE, BAD, ART, ART, ART, ART, BAD, GONE],
@@ -507,11 +522,61 @@ fn a_reassignment_tells_what_was_held_until_then() {
 }
 
 #[test]
+fn undoing_restores_who_it_was_before_the_latest_reassignment_as_news() {
+    let a = speaker(1, "a");
+    let steps = [reassign(a, Some(2)), reassign(a, None), undo(a), undo(a), undo(a)];
+    let told = worked_on([complete()].into_iter().chain(steps));
+    let to = told.iter().filter_map(|event| match event {
+        MeetingEvent::SpeakerReassigned { to, .. } => Some(*to),
+        MeetingEvent::MeetingRegistered(_)
+        | MeetingEvent::ProcessingStarted { .. }
+        | MeetingEvent::ContentFingerprinted { .. }
+        | MeetingEvent::LanguageDetected { .. }
+        | MeetingEvent::SpeakersDiarized { .. }
+        | MeetingEvent::SpeakerIdentified { .. }
+        | MeetingEvent::SpeakerNotIdentified { .. }
+        | MeetingEvent::ArtifactStored { .. }
+        | MeetingEvent::StageResultCached { .. }
+        | MeetingEvent::MeetingCompleted(_)
+        | MeetingEvent::MeetingFailed { .. }
+        | MeetingEvent::MeetingErased { .. } => None,
+    });
+    assert_eq!(to.collect::<Vec<_>>(), [Some(2), None, Some(2), None, Some(2)].map(|to| to.map(id)));
+}
+
+#[test]
+fn whoever_expects_another_than_it_is_by_now_came_second() {
+    let a = speaker(1, "a");
+    let expecting = |to: Option<u128>, expected: Option<u128>| MeetingCommand::ReassignSpeaker {
+        speaker_id: a,
+        to: to.map(id),
+        expected: Some(expected.map(id)),
+        reason: parsed("I was there"),
+    };
+    let told = worked_on([complete(), reassign(a, Some(2))]);
+    let when = |command| given::<Meeting>(told.clone()).when(command);
+    for expected in [None, Some(1)] {
+        when(expecting(Some(3), expected)).then_refused(MeetingError::SpeakerChanged);
+    }
+    assert_eq!(when(expecting(Some(3), Some(2))).in_words(), "SpeakerReassigned");
+    assert_eq!(when(expecting(None, Some(2))).in_words(), "SpeakerReassigned");
+    // What is asked for is so already.
+    when(expecting(Some(2), Some(1))).then_nothing();
+    let stale = MeetingCommand::UndoReassignment {
+        speaker_id: a,
+        expected: Some(None),
+        reason: parsed("I was wrong"),
+    };
+    when(stale).then_refused(MeetingError::SpeakerChanged);
+}
+
+#[test]
 fn a_speaker_of_another_meeting_or_attempt_is_unknown() {
     for stranger in [speaker(2, "a"), speaker(1, "c"), id::<MeetingId>(9).speaker(1, &parsed("a"))] {
         given::<Meeting>(worked_on([]))
             .when(reassign(stranger, Some(2)))
             .then_refused(MeetingError::UnknownSpeaker);
+        given::<Meeting>(worked_on([])).when(undo(stranger)).then_refused(MeetingError::UnknownSpeaker);
     }
 }
 

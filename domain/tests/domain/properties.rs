@@ -229,6 +229,7 @@ fn meeting_s_life() -> impl Strategy<Value = Vec<MeetingCommand>> {
                 MeetingCommand::ReassignSpeaker {
                     speaker_id: meeting_id.speaker(1, &label),
                     to: Some(profile_id),
+                    expected: None,
                     reason: reason.clone(),
                 },
                 MeetingCommand::Complete { at: then },

@@ -47,6 +47,7 @@ async fn a_completed_meeting_s_result_is_cached_renewed_and_holds_no_name() {
     let reassign = MeetingCommand::ReassignSpeaker {
         speaker_id: meeting_id.speaker(1, &"b".parse().unwrap()),
         to: Some(profile),
+        expected: None,
         reason: "heard it".parse().unwrap(),
     };
     let reassigned = book.bus.meeting(meeting_id, reassign, &Context::default()).await.unwrap();

@@ -128,6 +128,7 @@ pub(crate) fn meeting_command(random: &mut fastrand::Rng, id: MeetingId) -> Meet
         15..=16 => MeetingCommand::ReassignSpeaker {
             speaker_id: id.speaker(random.u32(1..4), &random_cluster(random).parse().unwrap()),
             to: random.bool().then(|| random_profile(random)),
+            expected: None,
             reason: "heard it".parse().unwrap(),
         },
         17..=18 => {

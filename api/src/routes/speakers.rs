@@ -1,0 +1,313 @@
+//! `/v1/meetings/{id}/speakers/{speaker}`: who a speaker is, said by people, and every decision about it.
+
+use axum::Json;
+use axum::extract::State;
+use chrono::{DateTime, Utc};
+use domain::Event;
+use domain::ids::{MeetingId, ProfileId, SpeakerId};
+use domain::meeting::{Meeting, MeetingCommand, MeetingError, MeetingEvent};
+use domain::profile::Profile;
+use domain::speaker::{Evidence, LinkedBy};
+use domain::text::Reason;
+use event_store::command_bus::{CommandError, Context};
+use event_store::log::{self, BatchLimits};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::{CommandAnswer, CommandHeaders, CommandProblems, ReadHeaders, ReadProblems};
+use crate::app::AppState;
+use crate::error::Problem;
+use crate::extract::{Command, Fresh, NoQuery, PathOf};
+
+/// How many of a meeting's events are read at once.
+const BATCH: BatchLimits = BatchLimits { events: 200, bytes: 4 * 1024 * 1024 };
+/// The most decisions that a history shows: the latest.
+const MOST_DECISIONS: usize = 500;
+
+/// Returns the routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(reassign)).routes(routes!(undo)).routes(routes!(history))
+}
+
+/// The path of a speaker.
+#[derive(Debug, Deserialize)]
+struct SpeakerPath {
+    id: MeetingId,
+    speaker: SpeakerId,
+}
+
+/// Who a speaker is.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Reassignment {
+    /// Who it is; null if it is nobody known.
+    #[serde(deserialize_with = "said")]
+    #[schema(value_type = Option<Uuid>, required)]
+    profile_id: Option<ProfileId>,
+    /// Why.
+    #[schema(value_type = String, min_length = 1, max_length = 1000, example = "I was there")]
+    reason: Reason,
+    /// Who it must have been until now, null for nobody; left out if that does not matter. Guards against two
+    /// reviewers at once.
+    #[serde(default, deserialize_with = "expected")]
+    #[schema(value_type = Option<Uuid>)]
+    expected_profile_id: Option<Option<ProfileId>>,
+}
+
+/// Why the latest reassignment is undone.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Undoing {
+    /// Why.
+    #[schema(value_type = String, min_length = 1, max_length = 1000, example = "that was the other one")]
+    reason: Reason,
+    /// Who it must have been until now, as for a reassignment.
+    #[serde(default, deserialize_with = "expected")]
+    #[schema(value_type = Option<Uuid>)]
+    expected_profile_id: Option<Option<ProfileId>>,
+}
+
+/// A field that may be null, but may not be left out.
+fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ProfileId>, D::Error> {
+    Option::deserialize(deserializer)
+}
+
+/// Tells a field that is null from one that is left out.
+fn expected<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<ProfileId>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// Say who a speaker is
+///
+/// By a person: `Minutebook-Actor` is `person:…`. Two clusters may be one person. Saying what is so already has
+/// no effect.
+#[utoipa::path(post, operation_id = "reassignSpeaker", path = "/v1/meetings/{id}/speakers/{speaker}/reassign",
+    tag = "meetings", params(("id" = Uuid, Path), ("speaker" = Uuid, Path), CommandHeaders),
+    request_body = Reassignment, responses((status = 200, body = CommandAnswer),
+        (status = 403, description = "`person_required`", body = Problem, content_type = "application/problem+json"),
+        CommandProblems))]
+async fn reassign(
+    State(state): State<AppState>,
+    PathOf(SpeakerPath { id, speaker }): PathOf<SpeakerPath>,
+    Command { body, context }: Command<Reassignment>,
+) -> Result<CommandAnswer, Problem> {
+    check_person(&context)?;
+    let Reassignment { profile_id, reason, expected_profile_id } = body;
+    if let Some(profile) = profile_id {
+        check_profile(&state, profile).await?;
+    }
+    let command = MeetingCommand::ReassignSpeaker {
+        speaker_id: speaker,
+        to: profile_id,
+        expected: expected_profile_id,
+        reason,
+    };
+    CommandAnswer::new(state.book.bus.meeting(id, command, &context).await?)
+}
+
+/// Undo the latest reassignment of a speaker
+///
+/// By a person, and an event like any other: undone twice, it is as it was.
+#[utoipa::path(post, operation_id = "undoReassignment", path = "/v1/meetings/{id}/speakers/{speaker}/undo",
+    tag = "meetings", params(("id" = Uuid, Path), ("speaker" = Uuid, Path), CommandHeaders),
+    request_body = Undoing, responses((status = 200, body = CommandAnswer),
+        (status = 403, description = "`person_required`", body = Problem, content_type = "application/problem+json"),
+        CommandProblems))]
+async fn undo(
+    State(state): State<AppState>,
+    PathOf(SpeakerPath { id, speaker }): PathOf<SpeakerPath>,
+    Command { body, context }: Command<Undoing>,
+) -> Result<CommandAnswer, Problem> {
+    check_person(&context)?;
+    let Undoing { reason, expected_profile_id } = body;
+    let command =
+        MeetingCommand::UndoReassignment { speaker_id: speaker, expected: expected_profile_id, reason };
+    CommandAnswer::new(state.book.bus.meeting(id, command, &context).await?)
+}
+
+/// Machines have their own word, with evidence.
+fn check_person(context: &Context) -> Result<(), Problem> {
+    if context.actor_kind == "person" {
+        return Ok(());
+    }
+    let detail = "a person says who a speaker is: Minutebook-Actor must be person, a colon, and an opaque id";
+    Err(Problem::new(axum::http::StatusCode::FORBIDDEN, "person_required", detail))
+}
+
+async fn check_profile(state: &AppState, profile: ProfileId) -> Result<(), Problem> {
+    let (known, _) = state.book.bus.load_profile(profile).await?;
+    match known {
+        Profile::Active { .. } => Ok(()),
+        Profile::Unknown => {
+            Err(Problem::invalid("unknown_profile", "there is no profile with this profile_id"))
+        }
+        Profile::Erased => {
+            Err(Problem::invalid("profile_erased", "the profile of this profile_id was erased"))
+        }
+    }
+}
+
+/// What was decided about a speaker.
+#[derive(Debug, Serialize, ToSchema)]
+struct SpeakerDecision {
+    /// The event's place in the log; with `as_of` one less, the meeting is shown as it was just before.
+    #[schema(example = 42)]
+    position: i64,
+    /// When it was recorded.
+    #[schema(example = "2026-11-24T09:00:00Z")]
+    recorded_at: DateTime<Utc>,
+    /// `identified`, `not_identified` or `reassigned`.
+    #[schema(example = "reassigned")]
+    decision: &'static str,
+    /// Who it was before, where a person decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<Uuid>,
+    /// Who it is from then on; null for nobody known.
+    to: Option<Uuid>,
+    /// Who decided.
+    #[schema(example = "reviewer-7")]
+    actor: Option<String>,
+    /// `person`, `service` or `system`.
+    #[schema(example = "person")]
+    actor_kind: Option<String>,
+    /// Why, where a person decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// How sure the machine was of its link, this one or the one that was replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confidence: Option<f64>,
+    /// Who had made the link that was replaced: `machine` or `person`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    previous_by: Option<LinkedBy>,
+    /// What a machine's decision rests on: model, policy, margin and candidates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    evidence: Option<Evidence>,
+}
+
+/// Every decision about a speaker since the diarization.
+#[derive(Debug, Serialize, ToSchema)]
+struct SpeakerHistory {
+    /// In order, the latest 500.
+    decisions: Vec<SpeakerDecision>,
+}
+
+/// Show every decision about a speaker, with its evidence
+#[utoipa::path(get, operation_id = "showSpeakerHistory", path = "/v1/meetings/{id}/speakers/{speaker}/history",
+    tag = "meetings", params(("id" = Uuid, Path), ("speaker" = Uuid, Path), ReadHeaders),
+    responses((status = 200, body = SpeakerHistory), ReadProblems))]
+async fn history(
+    State(state): State<AppState>,
+    PathOf(SpeakerPath { id, speaker }): PathOf<SpeakerPath>,
+    _query: NoQuery,
+    _fresh: Fresh,
+) -> Result<Json<SpeakerHistory>, Problem> {
+    check_speaker(&state, id, speaker).await?;
+    let mut decisions = vec![];
+    let mut after = 0;
+    loop {
+        let (events, more) =
+            log::read_aggregate(state.book.pool(), "meeting", id.as_uuid(), after, BATCH).await?;
+        for stored in &events {
+            let Ok(recorded) = stored.decode() else { continue };
+            if let Event::Meeting(_, event) = recorded.event
+                && let Some(decision) = decision_about(speaker, &event)
+            {
+                decisions.push(of(stored, decision));
+            }
+        }
+        match events.last() {
+            Some(last) if more => after = last.sequence,
+            Some(_) | None => break,
+        }
+    }
+    let surplus = decisions.len().saturating_sub(MOST_DECISIONS);
+    decisions.drain(..surplus);
+    Ok(Json(SpeakerHistory { decisions }))
+}
+
+async fn check_speaker(state: &AppState, id: MeetingId, speaker: SpeakerId) -> Result<(), Problem> {
+    let loaded = state.book.bus.load_meeting(id).await?;
+    match loaded.0 {
+        Meeting::Active(record) if record.speakers.contains_key(&speaker) => Ok(()),
+        Meeting::Active(_) => Err(MeetingError::UnknownSpeaker.into()),
+        Meeting::Erased { .. } => Err(CommandError::Refused(MeetingError::Erased).into()),
+        Meeting::Unregistered => Err(MeetingError::NotFound.into()),
+    }
+}
+
+fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDecision> {
+    let nothing = SpeakerDecision {
+        position: 0,
+        recorded_at: DateTime::UNIX_EPOCH,
+        decision: "",
+        from: None,
+        to: None,
+        actor: None,
+        actor_kind: None,
+        reason: None,
+        confidence: None,
+        previous_by: None,
+        evidence: None,
+    };
+    match event {
+        MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, evidence }
+            if *speaker_id == speaker =>
+        {
+            Some(SpeakerDecision {
+                decision: "identified",
+                to: Some(profile_id.as_uuid()),
+                confidence: Some(confidence.get()),
+                evidence: Some(evidence.clone()),
+                ..nothing
+            })
+        }
+        MeetingEvent::SpeakerNotIdentified { speaker_id, evidence } if *speaker_id == speaker => {
+            Some(SpeakerDecision { decision: "not_identified", evidence: Some(evidence.clone()), ..nothing })
+        }
+        MeetingEvent::SpeakerReassigned {
+            speaker_id,
+            from,
+            to,
+            reason,
+            previous_confidence,
+            previous_by,
+        } if *speaker_id == speaker => Some(SpeakerDecision {
+            decision: "reassigned",
+            from: from.map(|profile| profile.as_uuid()),
+            to: to.map(|profile| profile.as_uuid()),
+            reason: Some(reason.as_str().to_owned()),
+            confidence: previous_confidence.map(domain::speaker::Confidence::get),
+            previous_by: *previous_by,
+            ..nothing
+        }),
+        MeetingEvent::SpeakerIdentified { .. }
+        | MeetingEvent::SpeakerNotIdentified { .. }
+        | MeetingEvent::SpeakerReassigned { .. }
+        | MeetingEvent::MeetingRegistered(_)
+        | MeetingEvent::ProcessingStarted { .. }
+        | MeetingEvent::ContentFingerprinted { .. }
+        | MeetingEvent::LanguageDetected { .. }
+        | MeetingEvent::SpeakersDiarized { .. }
+        | MeetingEvent::ArtifactStored { .. }
+        | MeetingEvent::StageResultCached { .. }
+        | MeetingEvent::MeetingCompleted(_)
+        | MeetingEvent::MeetingFailed { .. }
+        | MeetingEvent::MeetingErased { .. } => None,
+    }
+}
+
+fn of(stored: &log::StoredEvent, decision: SpeakerDecision) -> SpeakerDecision {
+    #[derive(Deserialize)]
+    struct Who {
+        actor: Option<String>,
+        actor_kind: Option<String>,
+    }
+    let who = serde_json::from_str(&stored.metadata).unwrap_or(Who { actor: None, actor_kind: None });
+    let (position, recorded_at) = (stored.position, stored.recorded_at);
+    SpeakerDecision { position, recorded_at, actor: who.actor, actor_kind: who.actor_kind, ..decision }
+}
