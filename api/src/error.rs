@@ -208,6 +208,7 @@ impl From<RebuildError> for Problem {
             | RebuildError::Parked(_)
             | RebuildError::CatchUp(_)
             | RebuildError::NoPrevious
+            | RebuildError::TooManyParked
             | RebuildError::OtherShape { .. }
             | RebuildError::Busy
             | RebuildError::Worker

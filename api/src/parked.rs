@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use event_store::log::{self, BatchLimits};
-use projections::parked::{self, LONGEST_REASON, Retried};
+use projections::parked::{self, LONGEST_REASON, ParkedError, Retried};
 use projections::tables::checkpoint;
 use projections::tables::parked_events::{self, ParkedRow};
 use serde::Serialize;
@@ -206,7 +206,11 @@ async fn retry(book: &Book, args: &RetryArgs) -> anyhow::Result<Done> {
     }
     let mut done = Done::Whole;
     for position in positions {
-        let retried = parked::retry(&book.store, position, &args.actor).await?;
+        let retried = match parked::retry(&book.store, position, &args.actor).await {
+            // Somebody else was quicker.
+            Err(ParkedError::NotParked { .. }) if args.all => continue,
+            retried => retried?,
+        };
         if tell(&retried, args.json)? != Done::Whole {
             done = Done::Partly;
         }

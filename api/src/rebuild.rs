@@ -10,7 +10,7 @@ use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use domain::ids::MeetingId;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use projections::heal::{Healed, heal_meeting};
 use projections::rebuild::compare::Report;
 use projections::rebuild::lay_down::{LayDown, SchemaName, Until};
@@ -106,13 +106,6 @@ pub async fn verify(book: &Book, args: &VerifyArgs, stop: &CancellationToken) ->
     match findings {
         Findings { log, clean: Some(clean), .. } if args.json => {
             terminal::print(json!({"log": log, "clean": clean}))?;
-        }
-        Findings { log: Some(log), comparison: None, clean: Some(_), .. } => {
-            let problems =
-                if log.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", log.len()) };
-            terminal::print(format_args!(
-                "the log has {problems}; the tables were not compared, as not every event can be read"
-            ))?;
         }
         Findings { .. } => {}
     }
@@ -269,12 +262,9 @@ impl Progress for Teller {
         self.bar.set_message(name);
         self.bar.set_length(u64::try_from(total).unwrap_or(0));
         self.bar.set_position(0);
-        if total == 0
-            && let Ok(style) = ProgressStyle::with_template("{msg} {elapsed}")
-        {
-            self.bar.set_style(style);
-            self.bar.enable_steady_tick(Duration::from_millis(200));
-        }
+        // A phase without a measure shows its time only.
+        self.bar.set_style(if total == 0 { terminal::timed_style() } else { terminal::measured_style() });
+        self.bar.enable_steady_tick(Duration::from_millis(200));
         self.tell(0);
     }
 

@@ -41,12 +41,18 @@ pub fn note(text: impl std::fmt::Display) {
 
 /// Returns a bar of `total` steps; it shows on a terminal only.
 pub fn bar(total: u64, what: &'static str) -> ProgressBar {
-    let style = "{msg:<12} [{bar:30}] {pos}/{len} {per_sec} {eta}";
-    let bar = ProgressBar::new(total).with_message(what);
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
+    ProgressBar::new(total).with_message(what).with_style(measured_style())
+}
+
+/// Returns the style of work that can be measured.
+pub fn measured_style() -> ProgressStyle {
+    let style = ProgressStyle::with_template("{msg:<12} [{bar:30}] {pos}/{len} {per_sec} {eta}");
+    style.expect("the template is valid").progress_chars("=> ")
+}
+
+/// Returns the style of work without a measure.
+pub fn timed_style() -> ProgressStyle {
+    ProgressStyle::with_template("{msg} {elapsed}").expect("the template is valid")
 }
 
 /// Returns a line that shows what the embedded PostgreSQL is doing, and the function that updates it.

@@ -214,10 +214,11 @@ where
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// A slower load or append of an older version never takes a newer one's place.
+    /// A slower load or append of an older version never takes a newer one's place. One of the same version
+    /// does: an event that it was made of may have been skipped.
     fn remember(&self, id: &str, new: Versioned<A>) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.peek(id).is_none_or(|known| known.version < new.version) {
+        if cache.peek(id).is_none_or(|known| known.version <= new.version) {
             cache.put(id.to_owned(), new);
         }
     }
@@ -227,16 +228,19 @@ where
             Ok(loaded) => loaded,
             Err(AggregateError::UserError(error)) => return Err(CommandError::Refused(error)),
             Err(AggregateError::AggregateConflict) => return Err(CommandError::Contended),
-            Err(
-                AggregateError::DatabaseConnectionError(source)
-                | AggregateError::DeserializationError(source)
-                | AggregateError::UnexpectedError(source),
-            ) => {
+            Err(AggregateError::DatabaseConnectionError(source)) => return Err(load_error(source)),
+            Err(AggregateError::DeserializationError(source) | AggregateError::UnexpectedError(source)) => {
                 let unreadable = first_unreadable(&self.pool, A::TYPE, id).await;
                 return Err(unreadable.map_err(loading)?.unwrap_or_else(|| load_error(source)));
             }
         };
-        let version = i64::try_from(loaded.current_sequence).unwrap_or(i64::MAX);
+        let mut version = i64::try_from(loaded.current_sequence).unwrap_or(i64::MAX);
+        if version == 0
+            && let Ok(id) = id.parse()
+        {
+            // Nothing is left of an aggregate of which every event was skipped, but for their numbers.
+            version = log::version_at(&self.pool, A::TYPE, id, i64::MAX).await.map_err(loading)?;
+        }
         let loaded = Versioned { state: loaded.aggregate, version };
         if version > 0 {
             self.remember(id, loaded.clone());
@@ -269,11 +273,12 @@ async fn first_unreadable<E: std::error::Error + 'static>(
     aggregate_type: &str,
     id: &str,
 ) -> Result<Option<CommandError<E>>, sqlx::Error> {
+    let skipped = log::skipped_sequences(pool, aggregate_type, id).await?;
     let Ok(id) = id.parse() else { return Ok(None) };
     let mut after = 0;
     loop {
         let (events, more) = log::read_aggregate(pool, aggregate_type, id, after, READ).await?;
-        for event in &events {
+        for event in events.iter().filter(|event| !skipped.contains(&event.sequence)) {
             if let Err(LogError::Decode { position, source }) = event.decode() {
                 return Ok(Some(CommandError::Unreadable { position, source }));
             }

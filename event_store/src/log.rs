@@ -9,7 +9,7 @@ use domain::event::{DecodeError, Event};
 use domain::ids::LogSecret;
 use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgExecutor, PgPool, Row};
+use sqlx::{Connection, PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use crate::Identity;
@@ -515,7 +515,10 @@ pub async fn check(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
     /// Events looked at by one statement.
     const CHUNK: i64 = 100_000;
     let mut problems = vec![];
-    let end = head(pool).await?;
+    // Its own connection: the last statement takes as long as the log is.
+    let options = pool.connect_options().as_ref().clone().options([("statement_timeout", "0")]);
+    let mut connection = PgConnection::connect_with(&options).await?;
+    let end = head(&mut connection).await?;
     let mut after = 0;
     while after < end {
         // The row before comes along: its time and place are what the first one follows.
@@ -531,7 +534,7 @@ pub async fn check(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
         )
         .bind(after)
         .bind(after + CHUNK)
-        .fetch_all(pool)
+        .fetch_all(&mut connection)
         .await?;
         problems.extend(wrong);
         after += CHUNK;
@@ -542,9 +545,10 @@ pub async fn check(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
           GROUP BY aggregate_type, aggregate_id HAVING count(*) <> max(sequence) LIMIT 10",
     )
     .bind(end)
-    .fetch_all(pool)
+    .fetch_all(&mut connection)
     .await?;
     problems.extend(torn);
+    let _ = connection.close().await;
     Ok(problems)
 }
 

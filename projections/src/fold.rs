@@ -102,6 +102,11 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
                 meeting.language = Some(language.as_str().to_owned());
             }
         }
+        // Without a meeting there is nothing to which a row could belong: its registration was skipped.
+        MeetingEvent::SpeakersDiarized { .. }
+        | MeetingEvent::ArtifactStored { .. }
+        | MeetingEvent::MeetingCompleted(_)
+            if rows.meeting.is_none() => {}
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
             let speaker = |cluster: &domain::speaker::Cluster| {
                 let speaker_id = id.speaker(*attempt, &cluster.cluster_id);

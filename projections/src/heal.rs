@@ -97,7 +97,8 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
         statement.execute(&mut transaction).await.map_err(&failed)?;
     }
     let still = parked.iter().map(|event| event.position).collect::<Vec<_>>();
-    let applied = waited.into_iter().filter(|position| !still.contains(position)).collect::<Vec<_>>();
+    let has_effect = |position: &i64| !still.contains(position) && !exceptions.is_skipped(*position);
+    let applied = waited.into_iter().filter(has_effect).collect::<Vec<_>>();
     parked::decide(&mut transaction, held.position, &applied, "applied", None, actor)
         .await
         .map_err(&failed)?;

@@ -10,8 +10,8 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::fold::{Rows, fold};
-use crate::parked;
 use crate::queries::{self, FileView, Found, MeetingDetails, ProfileSummary};
+use crate::tables::parked_events;
 
 /// How many events are held at once, besides the rows.
 const BATCH: BatchLimits = BatchLimits { events: 200, bytes: 4 * 1024 * 1024 };
@@ -105,7 +105,10 @@ async fn rows(
     id: Uuid,
     version: i64,
 ) -> Result<Option<Rows>, sqlx::Error> {
-    let skipped = parked::skipped_between(pool, 0, i64::MAX).await?;
+    let skipped = log::skipped_sequences(pool, aggregate_type, &id.to_string()).await?;
+    // What the tables refuse they do not show at any position from then on.
+    let parked = parked_events::first_of(pool, aggregate_type, &id.to_string()).await?;
+    let version = parked.map_or(version, |sequence| version.min(sequence - 1));
     let mut rows = None;
     let mut sequence = 0;
     while sequence < version {
@@ -114,7 +117,7 @@ async fn rows(
         let (events, _) = log::read_aggregate(pool, aggregate_type, id, sequence, limits).await?;
         let Some(last) = events.last() else { break };
         sequence = last.sequence;
-        for stored in events.iter().filter(|event| skipped.binary_search(&event.position).is_err()) {
+        for stored in events.iter().filter(|event| !skipped.contains(&event.sequence)) {
             let recorded = match stored.decode() {
                 Ok(recorded) => recorded,
                 Err(error) => {

@@ -80,6 +80,11 @@ impl Exceptions {
         Verdict::Park(Parked { position, aggregate_type, aggregate_id, sequence, event_type, reason })
     }
 
+    /// Says whether an event has no effect, for an operator said so.
+    pub(crate) fn is_skipped(&self, position: i64) -> bool {
+        self.skipped.contains(&position)
+    }
+
     /// Returns how many aggregates are parked.
     pub(crate) fn aggregates(&self) -> usize {
         self.parked.len()

@@ -77,6 +77,12 @@ pub enum RebuildError {
         /// Where it is.
         schema: String,
     },
+    /// It is no fault of single events.
+    #[error(
+        "more than {} meetings and profiles have an event that cannot be applied",
+        parked::MOST_AGGREGATES
+    )]
+    TooManyParked,
     /// There is nothing to go back to.
     #[error("there is no previous generation to go back to")]
     NoPrevious,
@@ -179,6 +185,9 @@ pub async fn build(
     .map_err(&failed)?;
     connection.execute("DROP TABLE cache_staged").await.map_err(&failed)?;
     bare.restore(&mut connection).await.map_err(database("adding indexes and constraints"))?;
+    if parked.iter().filter(|event| event.reason.is_some()).count() > parked::MOST_AGGREGATES {
+        return Err(RebuildError::TooManyParked);
+    }
     let generation =
         checkpoint::read(&mut connection).await.map_err(database("noting the position"))?.generation;
     for statement in parked.chunks(BATCH.events).filter_map(|chunk| parked_events::insert(generation, chunk))
@@ -231,7 +240,7 @@ async fn fold_all(
                 let Some((aggregate_type, part)) = parts.lock().await.pop() else { return Ok(parked) };
                 let (from, to) = bounds(part);
                 let mut worker = Worker::new(exceptions.clone());
-                let mut after = (from, i64::MAX);
+                let mut after = (from, 0);
                 loop {
                     let entries =
                         log::read_aggregates(&mut reader, &aggregate_type, &after, &to, until, BATCH).await?;

@@ -43,6 +43,9 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     POST /v1/meetings/{id}/reprocess -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/retry -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/speakers -> 200 400 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/speakers/{speaker}/history -> 200 404 422 429 503
+    POST /v1/meetings/{id}/speakers/{speaker}/reassign -> 200 400 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/speakers/{speaker}/undo -> 200 400 403 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/start -> 200 400 404 409 412 413 415 422 429 503
     GET /v1/operations/rebuilds -> 200 404 422 429 503
     POST /v1/operations/rebuilds -> 202 400 404 409 412 413 415 422 429 503

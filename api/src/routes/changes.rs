@@ -201,9 +201,11 @@ async fn send_next(
     if !withheld.is_empty() {
         // Before anything that the tables came to show later: whoever reconnects after that is not sent these
         // again. Without an id: it goes on where it was, not where these belong.
-        for event in withheld.released().await? {
-            if !send(sse_event(&event)).await {
-                return Ok(false);
+        while let Some(events) = withheld.released().await? {
+            for event in events {
+                if !send(sse_event(&event)).await {
+                    return Ok(false);
+                }
             }
         }
     }

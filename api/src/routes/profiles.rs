@@ -90,7 +90,7 @@ struct NewSample {
     #[schema(value_type = String, example = "resemblyzer-0.1.4")]
     model: ModelId,
     /// The embedding: as many finite numbers as the model gives, not all zero.
-    #[schema(value_type = Vec<f32>, max_items = 2048)]
+    #[schema(value_type = Vec<f32>, max_items = 2048, example = json!([0.0917, -0.0312]))]
     vector: Vector,
     /// Where the sample came from.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 200, example = "onboarding call")]

@@ -45,7 +45,7 @@ struct SpeakerPath {
 struct Reassignment {
     /// Who it is; null if it is nobody known.
     #[serde(deserialize_with = "said")]
-    #[schema(value_type = Option<Uuid>, required)]
+    #[schema(value_type = Option<Uuid>, required, example = "018f0000-0000-7000-8000-000000000001")]
     profile_id: Option<ProfileId>,
     /// Why.
     #[schema(value_type = String, min_length = 1, max_length = 1000, example = "I was there")]
@@ -95,6 +95,7 @@ async fn reassign(
     Command { body, context }: Command<Reassignment>,
 ) -> Result<CommandAnswer, Problem> {
     check_person(&context)?;
+    check_speaker(&state, id, speaker).await?;
     let Reassignment { profile_id, reason, expected_profile_id } = body;
     if let Some(profile) = profile_id {
         check_profile(&state, profile).await?;

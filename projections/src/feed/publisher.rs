@@ -486,7 +486,8 @@ impl Leader<'_> {
             if due.is_empty() {
                 return Ok(());
             }
-            let events = withheld::events_at(&self.store, &due).await?;
+            let (events, until) = withheld::events_at(&self.store, &due).await?;
+            let due = due.into_iter().filter(|position| *position <= until).collect::<Vec<_>>();
             // The stream's tail will be older than what was published before: how far that came has to be on
             // the disk first.
             let mut turn = self.connection.begin().await.map_err(&failed)?;

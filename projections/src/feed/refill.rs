@@ -2,7 +2,7 @@
 
 use event_store::EventStore;
 use event_store::log::feed::Filter;
-use sqlx::Connection;
+use sqlx::{Connection, Executor};
 
 use super::cloud_event::CloudEvent;
 use super::publication;
@@ -43,6 +43,16 @@ pub async fn refill(
             .await
             .map_err(database("noting what is withheld"))?;
         let mut turn = connection.begin().await.map_err(database("taking the turn"))?;
+        if again {
+            // Old events become the stream's tail: how far it was has to be on the disk before.
+            turn.execute("SET LOCAL synchronous_commit = on").await.map_err(database("taking the turn"))?;
+            let at = publication::hold(&mut turn, &config.name, store.identity().epoch)
+                .await
+                .map_err(database("taking the turn"))?;
+            publication::note(&mut turn, &config.name, at).await.map_err(database("noting the position"))?;
+            turn.commit().await.map_err(database("noting the position"))?;
+            turn = connection.begin().await.map_err(database("taking the turn"))?;
+        }
         let mut at = publication::hold(&mut turn, &config.name, store.identity().epoch)
             .await
             .map_err(database("taking the turn"))?;

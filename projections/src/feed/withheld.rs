@@ -11,8 +11,8 @@ use sqlx::{Connection, Executor, PgConnection, PgPool};
 use super::cloud_event::CloudEvent;
 use super::public_event::EventType;
 
-/// How many of them are read at once.
-const AT_ONCE: usize = 256;
+/// How many of them are read at once, so that little is kept for a reader.
+const AT_ONCE: BatchLimits = BatchLimits { events: 64, bytes: 512 * 1024 };
 
 /// Which events of a stretch of the log do not go out as they are.
 pub(super) struct Exempt {
@@ -55,12 +55,17 @@ impl Exempt {
     }
 }
 
-/// Reads the public events at `positions`, in order; those of unknown types are left out.
-pub(super) async fn events_at(store: &EventStore, positions: &[i64]) -> Result<Vec<CloudEvent>, LogError> {
-    let Some((first, last)) = positions.iter().min().zip(positions.iter().max()) else { return Ok(vec![]) };
+/// Reads the public events at `positions`, which are in order, as many as are read at once; those of unknown
+/// types are left out. Returns up to which position these are all.
+pub(super) async fn events_at(
+    store: &EventStore,
+    positions: &[i64],
+) -> Result<(Vec<CloudEvent>, i64), LogError> {
+    let Some((first, last)) = positions.first().zip(positions.last()) else { return Ok((vec![], 0)) };
     let filter = Filter { positions: Some(positions.to_vec()), ..Filter::default() };
-    let limits = BatchLimits { events: positions.len() + 1, bytes: usize::MAX };
-    let read = feed::read(store.pool(), first - 1, *last, &filter, limits).await?;
+    let read = feed::read(store.pool(), first - 1, *last, &filter, AT_ONCE).await?;
+    let until =
+        if read.whole { *last } else { read.events.last().map_or(*last, |read| read.entry.position()) };
     let exempt = Exempt::between(store.pool(), first - 1, *last)
         .await
         .map_err(|source| LogError::Database { after: first - 1, source })?;
@@ -73,7 +78,7 @@ pub(super) async fn events_at(store: &EventStore, positions: &[i64]) -> Result<V
             events.push(event?);
         }
     }
-    Ok(events)
+    Ok((events, until))
 }
 
 /// What one reader of the log has passed over.
@@ -116,8 +121,9 @@ impl Withheld {
         self.positions.extend(positions);
     }
 
-    /// Returns those events that may go out now, in order, as far as the reader's filter lets them through.
-    pub async fn released(&mut self) -> Result<Vec<CloudEvent>, LogError> {
+    /// Returns some of the events that may go out now, in order, as far as the reader's filter lets them
+    /// through; none once there are no more.
+    pub async fn released(&mut self) -> Result<Option<Vec<CloudEvent>>, LogError> {
         let positions = self.positions.iter().copied().collect::<Vec<_>>();
         let free = sqlx::query_scalar(
             "SELECT position FROM UNNEST ($1::bigint[]) AS withheld (position)
@@ -127,19 +133,22 @@ impl Withheld {
               ORDER BY position LIMIT $2",
         )
         .bind(positions)
-        .bind(i64::try_from(AT_ONCE).unwrap_or(i64::MAX))
+        .bind(i64::try_from(AT_ONCE.events).unwrap_or(i64::MAX))
         .fetch_all(self.store.pool());
         let free: Vec<i64> = free.await.map_err(|source| LogError::Database { after: 0, source })?;
-        let mut events = events_at(&self.store, &free).await?;
+        if free.is_empty() {
+            return Ok(None);
+        }
+        let (mut events, until) = events_at(&self.store, &free).await?;
         events.retain(|event| {
             let types = self.filter.types.as_ref();
             types.is_none_or(|types| types.iter().any(|name| name == event.event_type.stored))
                 && self.filter.aggregate.is_none_or(|(_, id)| id == event.aggregate_id)
         });
-        for position in free {
+        for position in free.into_iter().filter(|position| *position <= until) {
             self.positions.remove(&position);
         }
-        Ok(events)
+        Ok(Some(events))
     }
 }
 
@@ -182,7 +191,7 @@ pub(super) async fn due(
           ORDER BY w.position LIMIT $2",
     )
     .bind(stream)
-    .bind(i64::try_from(AT_ONCE).unwrap_or(i64::MAX))
+    .bind(i64::try_from(AT_ONCE.events).unwrap_or(i64::MAX))
     .bind(position)
     .fetch_all(connection)
     .await

@@ -11,6 +11,7 @@ use event_store::EventStore;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{RebuildError, catch_up_to, connect, database};
 use crate::parked;
@@ -66,8 +67,14 @@ pub async fn swap(
                 let started = Instant::now();
                 holding.commit().await.map_err(&failed)?;
                 let blocked = swapped.blocked + started.elapsed();
-                schema::drop(&mut connection, OLD).await.map_err(&failed)?;
-                parked::pass_skipped(store).await?;
+                // It has come to pass, whatever becomes of the rest: the next one that begins clears away, and what
+                // was skipped can be skipped again.
+                if let Err(error) = schema::drop(&mut connection, OLD).await {
+                    warn!(error = &error as &dyn std::error::Error, "an old generation could not be dropped");
+                }
+                if let Err(error) = parked::pass_skipped(store).await {
+                    warn!(error = &error as &dyn std::error::Error, "what was skipped is parked again");
+                }
                 return Ok(Swapped { blocked, ..swapped });
             }
             Err(RebuildError::Busy) => {

@@ -132,6 +132,23 @@ pub async fn at(
     .await
 }
 
+/// Returns the sequence of the first parked event of an aggregate in the generation of the connection's
+/// `search_path`.
+pub(crate) async fn first_of(
+    executor: impl PgExecutor<'_>,
+    aggregate_type: &str,
+    aggregate_id: &str,
+) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT min(sequence) FROM ops.parked_events
+          WHERE generation = (SELECT generation FROM checkpoint) AND aggregate_type = $1 AND aggregate_id = $2",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_id)
+    .fetch_one(executor)
+    .await
+}
+
 /// Takes events from among the parked.
 pub(crate) async fn delete(
     connection: &mut PgConnection,

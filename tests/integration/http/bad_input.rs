@@ -255,11 +255,16 @@ async fn a_path_that_names_nothing_is_not_found_and_one_that_cannot_name_anythin
                     vec!["018f0000-0000-7000-8000-0000000000ff", "00000000-0000-0000-0000-000000000000"],
                     NO_UUIDS.to_vec(),
                 ),
+                "speaker" | "sample" => (vec!["018f0000-0000-7000-8000-0000000000ff"], NO_UUIDS.to_vec()),
                 "stage" => (vec![], vec!["meeting", "A", "a%20b", "a:b", "%00", "%ff", long.as_str()]),
                 "key" => (vec!["nobody:knows", "meeting", "%00", "a%2fb", long.as_str()], vec!["%ff"]),
                 other => panic!("the document has a parameter {other} that the tests do not know yet"),
             };
-            let not_found = if operation.path.starts_with("/v1/meetings") {
+            let not_found = if name == "speaker" {
+                "speaker_not_found"
+            } else if name == "sample" {
+                "sample_not_found"
+            } else if operation.path.starts_with("/v1/meetings") {
                 "meeting_not_found"
             } else if operation.path.starts_with("/v1/profiles") {
                 "profile_not_found"
@@ -363,6 +368,8 @@ fn refusal(status: &str, command: &str) -> Option<&'static str> {
             "fingerprint" | "language" | "speakers" | "artifacts" | "complete" | "fail" | "cache/{stage}",
             _,
         ) => ILLEGAL,
+        // A speaker is of one meeting, whatever its status.
+        ("speakers/{speaker}/reassign" | "speakers/{speaker}/undo", _) => None,
         (other, _) => panic!("the document has a command {other} that the tests do not know yet"),
     }
 }
@@ -443,7 +450,8 @@ async fn raw(scene: &Scene, bytes: &[u8]) -> String {
     read_all(&mut stream).await
 }
 
-/// A server with something of everything in it: a meeting under way, its file, a cached result, a person.
+/// A server with something of everything in it: a meeting under way, its file, its speaker, a cached result, a
+/// person, a voice.
 struct Border {
     scene: Scene,
     document: Document,
@@ -451,26 +459,49 @@ struct Border {
     meeting: String,
     file: String,
     profile: String,
+    speaker: String,
+    sample: String,
     mark: (i64, i64),
     complaints: Mutex<Vec<String>>,
 }
 
 impl Border {
     async fn new(arguments: &[&str]) -> Self {
-        let scene = Scene::start_with(arguments).await;
+        // As many numbers as the document's example has.
+        let arguments = [arguments, &["--voice-models", "resemblyzer-0.1.4=2"]].concat();
+        let scene = Scene::start_with(&arguments).await;
         let document = Document::of(&scene).await;
         let registered = scene.register(1).await;
         let meeting = registered.meeting();
         scene.command(&format!("{meeting}/start"), json!({"worker": "gpu-1"})).await;
         let fp = json!({"content_fp": "pcm16k:1"});
         scene.command(&format!("{meeting}/fingerprint"), fp).await;
+        let clusters = json!({"clusters": [{"cluster_id": "a"}]});
+        scene.command(&format!("{meeting}/speakers"), clusters).await;
         let profile = scene.command("/v1/profiles", json!({"display_name": "Ada"})).await;
-        let shown = scene.read(&meeting, profile.position).await;
+        let voice = json!({"model": "resemblyzer-0.1.4", "vector": [1, 0]});
+        let voices = format!("/v1/profiles/{}/voice", profile.id);
+        let enrolled = scene.command(&voices, voice).await;
+        let sample = scene.read(&voices, enrolled.position).await["samples"][0]["sample_id"].clone();
+        let sample = sample.as_str().unwrap().to_owned();
+        let shown = scene.read(&meeting, enrolled.position).await;
+        let speaker = shown["speakers"][0]["id"].as_str().unwrap().to_owned();
         let file = shown["file"]["id"].as_str().unwrap().to_owned();
         let operations = document.operations();
         let mark = scene.log_mark().await;
         let (meeting, profile) = (registered.id, profile.id);
-        Self { scene, document, operations, meeting, file, profile, mark, complaints: Mutex::default() }
+        Self {
+            scene,
+            document,
+            operations,
+            meeting,
+            file,
+            profile,
+            speaker,
+            sample,
+            mark,
+            complaints: Mutex::default(),
+        }
     }
 
     fn commands(&self) -> impl Iterator<Item = &Operation> {
@@ -485,6 +516,7 @@ impl Border {
             Some("operations") => "1",
             _ => &self.profile,
         };
+        let path = path.replace("{speaker}", &self.speaker).replace("{sample}", &self.sample);
         path.replace("{id}", id).replace("{stage}", "transcribe").replace("{key}", "transcribe:pcm16k:1")
     }
 
@@ -504,7 +536,10 @@ impl Border {
     }
 
     fn good_at(&self, operation: &Operation, path: &str) -> RequestBuilder {
-        let request = self.scene.request(&operation.method, path);
+        let mut request = self.scene.request(&operation.method, path);
+        if operation.path.contains("{speaker}") {
+            request = request.header("minutebook-actor", "person:reviewer-7");
+        }
         if operation.is_command() {
             let body = self.document.sample_body(operation).to_string();
             return request.header("content-type", JSON).body(Body::from(body));

@@ -62,6 +62,7 @@ impl Document {
                 Value::Object(fields.collect())
             }
             "array" => json!([self.sample(&schema["items"])]),
+            "number" => json!(0.5),
             other => panic!("the document has no example of this {other}: {schema}"),
         }
     }
@@ -90,7 +91,7 @@ impl Document {
             "string" => bad.extend(spoilt_texts(schema).into_iter().map(Value::String)),
             "integer" => bad.extend(spoilt_integers(schema)),
             // Of the right type it is one of two, and both are right.
-            "boolean" => {}
+            "boolean" | "number" => {}
             other => panic!("the tests cannot spoil a value of type {other} yet: {schema}"),
         }
         bad

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use domain::ids::MeetingId;
 use projections::parked::MOST_AGGREGATES;
 use projections::projector::Projection;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use tests::server::{Server, answer};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::history::{append, created, language, registered, registered_with, renamed, started};
+use super::history::{append, created, diarized, language, registered, registered_with, renamed, started};
 use super::{assert_tables_equal_the_fold, caught_up_and_equal};
 use crate::cli::{Ran, run_on};
 
@@ -291,6 +292,38 @@ async fn more_parked_aggregates_than_single_faults_explain_stop_the_projector_un
     // It tries again by itself.
     assert_eq!(caught_up_and_equal(&pool).await, most + 5);
     book.close().await;
+}
+
+#[tokio::test]
+async fn a_meeting_whose_registration_was_skipped_has_no_rows_and_can_be_registered_again() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let server = Server::start(&database).await;
+    let file = json!({"sha256": "ab".repeat(32)});
+    let book = database.open().await;
+    let id = MeetingId::derive(&book.store.identity().secret, None, &"ab".repeat(32).parse().unwrap());
+    append_raw(&pool, ["meeting", &id.to_string(), "MeetingRegistered", "9", "{}"], 0).await;
+    append(&book, &started(id.as_uuid(), 1)).await;
+    append(&book, &diarized(id.as_uuid(), 1, &["a"])).await;
+    assert_eq!(caught_up_and_equal(&pool).await, 3);
+    let (status, refused) = server.post("/v1/meetings", &file).await;
+    assert_eq!((status, &refused["code"]), (409, &json!("history_unreadable")), "{refused}");
+
+    for position in ["1", "2", "3"] {
+        let skipped = run_on(&database, &["parked", "skip", position, "--reason", "a tool's mistake"]).await;
+        // What waits behind it is applied at once, and finds nothing that it could belong to.
+        assert_eq!(skipped.code, Some(i32::from(position != "1")), "{}", skipped.stderr);
+    }
+    let verified = run_on(&database, &["verify"]).await;
+    assert_eq!(verified.code, Some(0), "{} {}", verified.stdout, verified.stderr);
+    let (status, registered) = server.post("/v1/meetings", &file).await;
+    assert_eq!((status, &registered["version"]), (201, &json!(4)), "{registered}");
+    assert_eq!(caught_up_and_equal(&pool).await, 4);
+    let rebuilt = run_on(&database, &["rebuild"]).await;
+    assert_eq!(rebuilt.code, Some(0), "{} {}", rebuilt.stdout, rebuilt.stderr);
+    assert_eq!(caught_up_and_equal(&pool).await, 4);
+    book.close().await;
+    assert!(server.stop().await.success());
 }
 
 /// Returns the JSON objects that a command has printed, one a line.
