@@ -29,7 +29,7 @@ use crate::read_models::{caught_up_and_equal, eventually};
 
 /// Says which meetings the faulty fold gets wrong.
 fn is_hit(meeting: Uuid) -> bool {
-    meeting.as_u128() % 3 == 0
+    meeting.as_u128().is_multiple_of(3)
 }
 
 /// The fold with a fault: some completed meetings are said to have failed.
