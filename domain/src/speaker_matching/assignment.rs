@@ -7,7 +7,8 @@
 /// Returns the column of each row, `None` where it is better rejected. A row lists its columns, each below
 /// `columns`, with what it gains there; rejection gains 0. Of equal totals the same one is returned each time.
 pub(super) fn assign(rows: &[Vec<(usize, i64)>], columns: usize) -> Vec<Option<usize>> {
-    // A column of its own rejects each row, so that a row always finds a place.
+    // A column of its own rejects each row, so that a row always finds a place. The first of equal columns is
+    // taken, so the last of equal rows is rejected.
     let width = columns + rows.len();
     let mut row_potential = vec![0; rows.len()];
     let mut column_potential = vec![0; width];
@@ -18,7 +19,7 @@ pub(super) fn assign(rows: &[Vec<(usize, i64)>], columns: usize) -> Vec<Option<u
         let mut visited = vec![false; width];
         let (mut row, mut last) = (root, None);
         let mut free = loop {
-            let rejected = (columns + row, 0);
+            let rejected = (width - 1 - row, 0);
             for (column, gain) in rows[row].iter().copied().chain([rejected]) {
                 let reduced = -gain - row_potential[row] - column_potential[column];
                 if !visited[column] && reduced < slack[column] {
@@ -76,6 +77,12 @@ mod tests {
         assert_eq!(assign(&[vec![(0, 9), (1, 2)], vec![(0, 5)]], 2), [Some(0), None]);
         assert_eq!(assign(&[vec![], vec![(0, -1)]], 1), [None, None]);
         assert_eq!(assign(&[], 0), []);
+    }
+
+    #[test]
+    fn of_rows_and_columns_that_gain_the_same_the_first_ones_find_each_other() {
+        let row = vec![(0, 1), (1, 1)];
+        assert_eq!(assign(&[row.clone(), row.clone(), row], 2), [Some(0), Some(1), None]);
     }
 
     fn gain(rows: &[Vec<(usize, i64)>], assigned: &[Option<usize>]) -> i64 {

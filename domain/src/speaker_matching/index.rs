@@ -27,7 +27,7 @@ impl VoiceIndex {
         voice: &Voice,
     ) -> Result<(), ValueError> {
         let numbers = voice.vector.as_slice();
-        if !self.voices(&voice.model).is_none_or(|voices| voices.dimension == numbers.len()) {
+        if self.voices(&voice.model).is_some_and(|voices| voices.dimension != numbers.len()) {
             return Err(ValueError::new("vector", "does not have its model's dimension"));
         }
         // The id may have stood for a voice of another model.
