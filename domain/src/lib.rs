@@ -13,6 +13,7 @@ pub mod ids;
 pub mod meeting;
 pub mod profile;
 pub mod speaker;
+pub mod speaker_matching;
 pub mod text;
 pub mod upcast;
 pub mod value;

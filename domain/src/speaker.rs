@@ -230,7 +230,8 @@ pub struct Evidence {
     pub model: ModelId,
     /// The policy that was followed.
     pub policy_version: PolicyVersion,
-    /// The distance to the best other person, where there was one.
+    /// How far the best other person is behind, where there was one: another profile for this cluster, or
+    /// another cluster for this profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<Margin>,
     /// The best candidates, best first, at most [`MAX_CANDIDATES`].

@@ -11,3 +11,5 @@ mod meeting_spec;
 mod profile_spec;
 #[path = "domain/properties.rs"]
 mod properties;
+#[path = "domain/speaker_matching.rs"]
+mod speaker_matching;
