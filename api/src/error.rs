@@ -209,6 +209,7 @@ impl From<RebuildError> for Problem {
             | RebuildError::CatchUp(_)
             | RebuildError::NoPrevious
             | RebuildError::TooManyParked
+            | RebuildError::Contradiction { .. }
             | RebuildError::OtherShape { .. }
             | RebuildError::Busy
             | RebuildError::Worker

@@ -160,6 +160,10 @@ fn tell(findings: &Findings, done: bool) -> anyhow::Result<()> {
              {position}{moment}\nit stays until it is dropped: DROP SCHEMA {schema} CASCADE"
         ))?;
     }
+    let parked = |report: &Report| report.tables.iter().find(|t| t.table == "parked_events").map(|t| t.rows);
+    if let Some(rows @ 1..) = findings.comparison.as_ref().and_then(parked) {
+        terminal::note(format_args!("{rows} events are parked in the live tables: `minutebook parked list`"));
+    }
     let nothing_done = findings.swapped.is_none() && findings.laid_down.is_none();
     if done && nothing_done && findings.comparison.as_ref().is_some_and(|report| !report.is_clean()) {
         terminal::note("nothing was changed");

@@ -13,6 +13,7 @@ use sqlx::{Connection, Executor, FromRow, PgConnection, PgExecutor};
 
 use crate::changes::Changes;
 use crate::fold::{Rows, fold};
+use crate::heal::heal_meeting;
 use crate::projector::BATCH;
 use crate::schema::LIVE;
 use crate::stored_rows;
@@ -193,12 +194,34 @@ pub(crate) async fn release(
     .bind(after)
     .fetch_all(&mut *connection)
     .await?;
+    // What both have parked has been parked since it was first.
+    sqlx::query(
+        "UPDATE ops.parked_events a SET parked_at = b.parked_at FROM ops.parked_events b
+          WHERE a.generation = $2 AND b.generation = $1 AND a.position = b.position AND b.parked_at < a.parked_at",
+    )
+    .bind(before.generation)
+    .bind(after)
+    .execute(&mut *connection)
+    .await?;
     decide(connection, before.position, &freed, "applied", None, "system:rebuild").await
 }
 
-/// Passes over what the live generation has parked although it was skipped: while the decision was made,
-/// another generation was live.
+/// Takes what was skipped out of the generation that has become live: while the decision was made, another one
+/// was. It may have the event parked, or show its effect.
 pub(crate) async fn pass_skipped(store: &EventStore) -> Result<(), ParkedError> {
+    let failed = database("looking for what was skipped");
+    let meetings: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT e.aggregate_id FROM ops.parked_decisions d JOIN log.events e ON e.position = d.position
+          WHERE d.outcome = 'skipped' AND e.aggregate_type = 'meeting'
+            AND NOT EXISTS (SELECT FROM ops.parked_events p
+                             WHERE p.generation = (SELECT generation FROM checkpoint) AND p.position = d.position)",
+    )
+    .fetch_all(store.pool())
+    .await
+    .map_err(&failed)?;
+    for id in meetings.iter().filter_map(|id| id.parse().ok()) {
+        heal_meeting(store, id, "system:rebuild").await?;
+    }
     let skipped: Vec<i64> = sqlx::query_scalar(
         "SELECT position FROM ops.parked_events p
           WHERE generation = (SELECT generation FROM checkpoint) AND EXISTS (
@@ -207,7 +230,7 @@ pub(crate) async fn pass_skipped(store: &EventStore) -> Result<(), ParkedError> 
     )
     .fetch_all(store.pool())
     .await
-    .map_err(database("looking for what was skipped"))?;
+    .map_err(&failed)?;
     for position in skipped {
         match retry(store, position, "system:rebuild").await {
             // The one before may have taken it along.

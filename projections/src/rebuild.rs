@@ -77,6 +77,15 @@ pub enum RebuildError {
         /// Where it is.
         schema: String,
     },
+    /// The log is damaged.
+    #[error(
+        "the log contradicts itself: more than one meeting or profile claims the same rows ({rows}); \
+         `minutebook events --meeting` shows their histories"
+    )]
+    Contradiction {
+        /// The first ones: table and key.
+        rows: String,
+    },
     /// It is no fault of single events.
     #[error(
         "more than {} meetings and profiles have an event that cannot be applied",
@@ -184,7 +193,9 @@ pub async fn build(
     .await
     .map_err(&failed)?;
     connection.execute("DROP TABLE cache_staged").await.map_err(&failed)?;
-    bare.restore(&mut connection).await.map_err(database("adding indexes and constraints"))?;
+    if let Err(error) = bare.restore(&mut connection).await {
+        return Err(contradiction(&mut connection, error).await);
+    }
     if parked.iter().filter(|event| event.reason.is_some()).count() > parked::MOST_AGGREGATES {
         return Err(RebuildError::TooManyParked);
     }
@@ -204,6 +215,27 @@ pub async fn build(
         .await
         .map_err(database("collecting statistics"))?;
     Ok(())
+}
+
+/// Finds out which rows the constraints refuse: the histories of two aggregates claim the same one, which only
+/// damage can bring about.
+async fn contradiction(connection: &mut PgConnection, error: sqlx::Error) -> RebuildError {
+    let phase = "adding indexes and constraints";
+    if !parked::is_refusal(&error) {
+        return database(phase)(error);
+    }
+    let twice = sqlx::query_scalar(
+        "SELECT format('%s %s', t, id) FROM (
+             SELECT 'files' AS t, id FROM files UNION ALL SELECT 'meetings', id FROM meetings
+             UNION ALL SELECT 'speakers', id FROM speakers UNION ALL SELECT 'artifacts', id FROM artifacts
+             UNION ALL SELECT 'user_profiles', id FROM user_profiles) claimed
+          GROUP BY t, id HAVING count(*) > 1 ORDER BY 1 LIMIT 10",
+    );
+    let twice: Result<Vec<String>, sqlx::Error> = twice.fetch_all(connection).await;
+    match twice {
+        Ok(twice) if !twice.is_empty() => RebuildError::Contradiction { rows: twice.join(", ") },
+        Ok(_) | Err(_) => database(phase)(error),
+    }
 }
 
 /// Connects with `schema` as the `search_path`, without a bound on statements: an index of a large table

@@ -326,6 +326,33 @@ async fn a_meeting_whose_registration_was_skipped_has_no_rows_and_can_be_registe
     assert!(server.stop().await.success());
 }
 
+#[tokio::test]
+async fn what_was_skipped_has_no_effect_either_in_a_generation_that_showed_it_before() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let book = database.open().await;
+    book.start_projector();
+    let meeting = Uuid::from_u128(0xa0);
+    append(&book, &registered(meeting)).await;
+    append(&book, &started(meeting, 1)).await;
+    append(&book, &language(meeting, 1, "de")).await;
+    assert_eq!(caught_up_and_equal(&pool).await, 3);
+    pool.execute("ALTER TABLE log.events DISABLE TRIGGER events_are_append_only").await.unwrap();
+    pool.execute("UPDATE log.events SET event_version = '9' WHERE position = 3").await.unwrap();
+    for arguments in [
+        &["rebuild", "--accept-differences"][..],
+        &["parked", "skip", "3", "--reason", "damaged on the disk"],
+        &["rebuild", "--rollback"],
+    ] {
+        let ran = run_on(&database, arguments).await;
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {} {}", ran.stdout, ran.stderr);
+    }
+    let language = "SELECT language FROM meetings";
+    assert_eq!(sqlx::query_scalar::<_, Option<String>>(language).fetch_one(&pool).await.unwrap(), None);
+    assert_eq!(caught_up_and_equal(&pool).await, 3);
+    book.close().await;
+}
+
 /// Returns the JSON objects that a command has printed, one a line.
 fn lines(ran: &Ran) -> Vec<Value> {
     ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
