@@ -19,6 +19,7 @@ mod assignment;
 mod index;
 mod policy;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 pub use index::VoiceIndex;
@@ -129,7 +130,7 @@ struct Resemblance {
     rival_cluster: Option<Millionths>,
 }
 
-/// Notes how much one profile, of a higher id than those before it, resembles each cluster.
+/// Notes how much one profile resembles each cluster.
 fn note(
     findings: &mut [Finding],
     profile_id: ProfileId,
@@ -150,7 +151,9 @@ fn note(
         if score < suggest {
             continue;
         }
-        let place = finding.shortlist.partition_point(|better| better.score >= score);
+        let place = finding.shortlist.partition_point(|listed| {
+            (Reverse(listed.score), listed.profile_id) < (Reverse(score), profile_id)
+        });
         if place == can_matter {
             continue;
         }
