@@ -2,15 +2,15 @@
 //!
 //! - The **score** of a cluster and a profile is the cosine similarity to the closest of the profile's
 //!   samples and their centroid.
-//! - The clusters are **assigned together**, so that the sum of what scores are above `suggest` is greatest and no
-//!   profile is used twice. A score below it is worth less than rejection. The assignment knows neither
+//! - The clusters are **assigned together**, so that the sum of what scores are above `suggest` is greatest and
+//!   no profile is used twice. A score below it is worth less than rejection. The assignment knows neither
 //!   `auto` nor the margin, so a stricter policy never identifies anybody whom a laxer one does not.
-//! - The **margin** is taken on centroids, where one odd sample counts little, and on both sides: this profile must
-//!   be ahead of every other profile for this cluster, and this cluster ahead of every other cluster of the
+//! - The **margin** is taken on centroids, where one odd sample counts little, and on both sides: this profile
+//!   must be ahead of every other profile for this cluster, and this cluster ahead of every other cluster of the
 //!   meeting for this profile. For the diarization says that two clusters are two people: where both sound like
 //!   one person, which of them it is takes a human, as it does where one cluster sounds like two people.
-//! - A cluster with too little speech says nothing of the others: it is not assigned, and no cluster must be ahead of it.
-//!   It has candidates like the others.
+//! - A cluster with too little speech says nothing of the others: it is not assigned, and no cluster must be
+//!   ahead of it. It has candidates like the others.
 //!
 //! **Invariant: what is decided depends on what was said, not on in which order.** Scores are compared as whole
 //! millionths, which is coarser than their rounding errors, and what is equal stands in order of id.
@@ -19,6 +19,7 @@ mod assignment;
 mod index;
 mod policy;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 pub use index::VoiceIndex;
@@ -129,7 +130,7 @@ struct Resemblance {
     rival_cluster: Option<Millionths>,
 }
 
-/// Notes how much one profile, of a higher id than those before it, resembles each cluster.
+/// Notes how much one profile resembles each cluster.
 fn note(
     findings: &mut [Finding],
     profile_id: ProfileId,
@@ -150,7 +151,9 @@ fn note(
         if score < suggest {
             continue;
         }
-        let place = finding.shortlist.partition_point(|better| better.score >= score);
+        let place = finding.shortlist.partition_point(|listed| {
+            (Reverse(listed.score), listed.profile_id) < (Reverse(score), profile_id)
+        });
         if place == can_matter {
             continue;
         }
@@ -178,7 +181,8 @@ impl Finding {
         }
     }
 
-    /// Returns how far a profile on the shortlist is ahead of the best other person, on the side where it is less.
+    /// Returns how far a profile on the shortlist is ahead of the best other person, on the side where it is
+    /// less.
     fn margin(&self, resemblance: &Resemblance) -> Option<Millionths> {
         let other = self.centroids.iter().flatten().find(|(_, id)| *id != resemblance.profile_id);
         let rival_profile = other.map(|(centroid, _)| Millionths::of_cosine(*centroid));

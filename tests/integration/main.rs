@@ -18,6 +18,7 @@ mod nats_harness;
 mod openapi;
 mod publisher;
 mod read_models;
+mod real_voices;
 mod rebuild;
 mod smoke;
 mod subscriber;

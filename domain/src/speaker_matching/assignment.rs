@@ -1,8 +1,8 @@
 //! Who gets what when all choose together: the assignment with the greatest total, no column to two rows.
 //!
 //! The Hungarian method by shortest augmenting paths, with potentials (Kuhn 1955, Munkres 1957, Jonker and
-//! Volgenant 1987), in the form of <https://cp-algorithms.com/graph/hungarian-algorithm.html>, over rows that
-//! list their few columns in place of a matrix. Weights are whole numbers, so the total is exactly the greatest.
+//! Volgenant 1987), in the form of <https://cp-algorithms.com/graph/hungarian-algorithm.html>, over rows
+//! that list their few columns in place of a matrix. Weights are whole numbers, so the total is exactly the greatest.
 
 /// Returns the column of each row, `None` where it is better rejected. A row lists its columns, each below
 /// `columns`, with what it gains there; rejection gains 0. Of equal totals the same one is returned each time.

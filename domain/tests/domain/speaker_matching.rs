@@ -386,6 +386,8 @@ proptest! {
     fn what_was_removed_was_never_there(
         kept in samples(),
         steps in vec((1..9_u128, 1..6_u128, numbers(), any::<bool>()), 0..20),
+        clusters in clusters(),
+        policy in policies(),
     ) {
         // Samples come and go between those that stay, and whole people whom nothing is to be left of.
         let (mut known, mut kept_ones) = (VoiceIndex::default(), kept.iter());
@@ -408,7 +410,10 @@ proptest! {
         }
         gone.into_iter().for_each(|(profile, sample)| known.remove_sample(profile, sample));
         (1..9).for_each(|profile| known.remove_profile(id(100 + profile)));
-        prop_assert_eq!(known, index_of(&kept));
+        let never = index_of(&kept);
+        prop_assert_eq!(&known, &never);
+        let clusters = borrowed(&clusters);
+        prop_assert_eq!(matched(&known, &policy, &clusters), matched(&never, &policy, &clusters));
     }
 
     #[test]
