@@ -13,7 +13,7 @@ use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use event_store::command_bus::Accepted;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -64,6 +64,11 @@ impl IntoResponse for CommandAnswer {
         (headers, Json(self)).into_response()
     }
 }
+
+/// Nothing more than the command itself.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
 
 /// A page of rows.
 #[derive(Debug, Serialize, ToSchema)]

@@ -23,8 +23,8 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::{
-    CommandAnswer, CommandHeaders, CommandProblems, Page, PastReadProblems, ReadHeaders, ReadProblems,
-    etag_header, position_header,
+    CommandAnswer, CommandHeaders, CommandProblems, Nothing, Page, PastReadProblems, ReadHeaders,
+    ReadProblems, etag_header, position_header,
 };
 use crate::app::AppState;
 use crate::as_of::{AsOf, AsOfQuery};
@@ -327,11 +327,6 @@ async fn cache(
     let cache = MeetingCommand::CacheStageResult { stage, value: body.value, expires_at, at };
     send(&state, id, cache, &context).await
 }
-
-/// Nothing more than the command itself.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
 
 /// Close the attempt
 #[utoipa::path(post, operation_id = "completeMeeting", path = "/v1/meetings/{id}/complete", tag = "meetings", params(("id" = Uuid, Path), CommandHeaders),

@@ -17,8 +17,8 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::{
-    CommandAnswer, CommandHeaders, CommandProblems, Page, PastReadProblems, ReadHeaders, ReadProblems,
-    etag_header, position_header,
+    CommandAnswer, CommandHeaders, CommandProblems, Nothing, Page, PastReadProblems, ReadHeaders,
+    ReadProblems, etag_header, position_header,
 };
 use crate::app::AppState;
 use crate::as_of::AsOfQuery;
@@ -140,11 +140,6 @@ async fn remove_voice(
     let remove = ProfileCommand::RemoveVoice { sample_id: sample };
     CommandAnswer::new(state.book.bus.profile(id, remove, &context).await?)
 }
-
-/// Nothing more than the command itself.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
 
 /// Show which samples of a person's voice there are
 ///

@@ -11,8 +11,9 @@ use event_store::{EventStore, log};
 use sqlx::Executor;
 
 use super::run::parked_in;
+use super::swap::{ASIDE, OLD};
 use super::{Progress, RebuildError, build, connect, database};
-use crate::schema::{LAYING, LIVE, quoted};
+use crate::schema::{LAYING, LIVE, NEXT, PREVIOUS, SCRATCH, quoted};
 
 /// Up to where history counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,19 +49,8 @@ impl fmt::Display for Until {
 pub struct SchemaName(String);
 
 impl SchemaName {
-    const RESERVED: [&str; 11] = [
-        "read",
-        "read_next",
-        "read_previous",
-        "read_verify",
-        "read_until",
-        "read_old",
-        "read_swapping",
-        "log",
-        "ops",
-        "public",
-        "information_schema",
-    ];
+    const RESERVED: [&str; 11] =
+        [LIVE, NEXT, PREVIOUS, SCRATCH, LAYING, OLD, ASIDE, "log", "ops", "public", "information_schema"];
 
     /// Returns the name.
     pub fn as_str(&self) -> &str {

@@ -27,7 +27,7 @@ const TRIES: u32 = 50;
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 /// The name that the live generation has in between, on the way back.
-const ASIDE: &str = "read_swapping";
+pub(super) const ASIDE: &str = "read_swapping";
 /// The name that the generation before the previous one has until it is dropped: nobody waits for that.
 pub(super) const OLD: &str = "read_old";
 
