@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::cloud_event::{CloudEvent, Message};
+use super::cloud_event::CloudEvent;
 use super::public_event::{EVENT_TYPES, Progress};
 use super::publication::{self, Publication};
 use super::source::{Source, newest_of_each_type};
@@ -31,7 +31,7 @@ use crate::freshness;
 use crate::projector::Projection;
 
 /// What is read and published in one turn.
-pub const BATCH: BatchLimits = BatchLimits { events: 8192, bytes: 8 * 1024 * 1024 };
+pub const BATCH: BatchLimits = BatchLimits { events: 2048, bytes: 8 * 1024 * 1024 };
 /// How often a publisher that stands by asks for the lock.
 const STANDBY: Duration = Duration::from_millis(500);
 /// How often one that refuses to go on looks again.
@@ -279,7 +279,7 @@ pub(super) async fn connect(store: &EventStore) -> Result<PgConnection, PublishE
 
 /// What is published in one turn.
 struct Batch {
-    messages: Vec<Message>,
+    events: Vec<CloudEvent>,
     /// What is passed over.
     withheld: Vec<i64>,
     /// Up to which position this is everything.
@@ -305,10 +305,8 @@ async fn read_ahead(
                 let reading = timeout(STATEMENT, source.next(shown, BATCH));
                 let timed_out = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
                 let read = reading.await.map_err(timed_out).map_err(database("reading the log"))??;
-                // Made here, beside the task that publishes: it takes about as long as publishing.
-                let messages = read.events.into_iter().map(CloudEvent::into_message).collect();
                 let newest = source.newest().clone();
-                let batch = Batch { messages, withheld: read.withheld, until: read.until, newest };
+                let batch = Batch { events: read.events, withheld: read.withheld, until: read.until, newest };
                 if batches.send(Ok(batch)).await.is_err() {
                     return Ok(());
                 }
@@ -443,7 +441,7 @@ impl Leader<'_> {
     }
 
     async fn publish_batch(&mut self, batch: Batch) -> Result<(), PublishError> {
-        let Batch { messages: batch, withheld, until, newest } = batch;
+        let Batch { events, withheld, until, newest } = batch;
         withheld::note(&mut self.connection, &self.config.name, &withheld)
             .await
             .map_err(database("noting what is withheld"))?;
@@ -453,10 +451,11 @@ impl Leader<'_> {
             .map_err(database("taking the turn"))?;
         // A refill may have had its turn in between; it may also have come further than this publisher.
         self.at = noted;
-        let refilled = batch.partition_point(|message| message.position <= noted.position);
-        let positions = batch.iter().map(|message| message.position).collect::<Vec<_>>();
+        let refilled = events.partition_point(|event| event.position <= noted.position);
+        let positions = events.iter().map(|event| event.position).collect::<Vec<_>>();
         let expected = u64::try_from(noted.sequence).unwrap_or(0);
-        let published = self.stream.publish(batch.into_iter().skip(refilled), Some(expected)).await;
+        let messages = events.into_iter().skip(refilled).map(CloudEvent::into_message);
+        let published = self.stream.publish(messages, Some(expected)).await;
 
         let done = positions.get(..refilled + published.events).unwrap_or_default();
         // What follows the last event was passed over.

@@ -24,6 +24,8 @@ use super::cloud_event::{AGAIN_SUFFIX, Message, parse_event_id};
 const SUBJECTS: [&str; 2] = ["minutebook.meeting.*.*", "minutebook.profile.*.*"];
 /// How many events are under way to the broker at once.
 pub const WINDOW: usize = 256;
+/// Of so many events in a chain one is acknowledged: the broker takes none whose predecessor it lacks.
+const LINKS: usize = 32;
 /// How long the broker may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often a message may have been lost while the broker remembers its id.
@@ -231,8 +233,12 @@ impl EventStream {
     /// With `expected`, the sequence of the stream's newest message, each event is taken only as the next
     /// one; an event refused makes the broker refuse all after it. The sequence alone would not do: if the
     /// stream has three messages more than expected, the first three events are refused and the fourth one
-    /// fits. So each also expects the one before it by its id. Without `expected`, an event that the broker
-    /// remembers by its id is not taken again.
+    /// fits. So each also expects the one before it by its id. In such a chain an acknowledgement answers for
+    /// all events before it, and most go without one of their own: it costs the broker and us as much as the
+    /// event does. The first has one, as it tells why the broker refuses.
+    ///
+    /// Without `expected`, an event that the broker remembers by its id is not taken again, and each is
+    /// acknowledged.
     pub async fn publish(
         &self,
         messages: impl IntoIterator<Item = Message>,
@@ -240,9 +246,11 @@ impl EventStream {
     ) -> Published {
         let mut published = Published { events: 0, sequence: expected.unwrap_or(0), stopped: None };
         let mut window: VecDeque<UnderWay> = VecDeque::with_capacity(WINDOW);
+        let (mut under_way, mut unanswered) = (0, 0);
         let mut next = expected;
         let mut before: Option<HeaderValue> = None;
-        for Message { subject, mut headers, data, .. } in messages {
+        let mut messages = messages.into_iter().enumerate().peekable();
+        while let Some((n, Message { subject, mut headers, data, .. })) = messages.next() {
             if let Some(sequence) = &mut next {
                 headers.insert("Nats-Expected-Last-Sequence", sequence.to_string());
                 *sequence += 1;
@@ -251,16 +259,32 @@ impl EventStream {
                     headers.insert("Nats-Expected-Last-Msg-Id", before);
                 }
             }
-            if window.len() == WINDOW
+            if under_way == WINDOW
                 && let Some(oldest) = window.pop_front()
-                && !self.settle(oldest, expected.is_some(), &mut published).await
             {
-                return published;
+                under_way -= oldest.events;
+                if !self.settle(oldest, expected.is_some(), &mut published).await {
+                    return published;
+                }
+            }
+            under_way += 1;
+            unanswered += 1;
+            if expected.is_some() && n % LINKS != 0 && messages.peek().is_some() {
+                let sent = self.context.client().publish_with_headers(subject, headers, data).await;
+                if let Err(error) = sent {
+                    published.stopped = Some(Stop::Failed(StreamError::broker("publishing", error)));
+                    break;
+                }
+                continue;
             }
             let again = expected.is_none().then(|| (subject.clone(), headers.clone(), data.clone()));
             let message = PublishMessage::build().headers(headers).payload(data);
             match self.context.send_publish(subject, message).await {
-                Ok(sent) => window.push_back(UnderWay { acknowledgement: sent.into_future(), again }),
+                Ok(sent) => {
+                    let acknowledgement = sent.into_future();
+                    window.push_back(UnderWay { acknowledgement, events: unanswered, again });
+                    unanswered = 0;
+                }
                 Err(error) => {
                     published.stopped = Some(stop(&error));
                     break;
@@ -300,7 +324,7 @@ impl EventStream {
                 };
             }
         }
-        published.settle(acknowledged, in_order)
+        published.settle(acknowledged, sent.events, in_order)
     }
 
     /// Says where the feed stands, to whoever listens.
@@ -315,6 +339,8 @@ impl EventStream {
 /// A message whose acknowledgement has not come yet; in a refill with what it takes to send it again.
 struct UnderWay {
     acknowledgement: BoxFuture<'static, Result<PublishAck, PublishError>>,
+    /// For how many events it answers.
+    events: usize,
     again: Option<(String, HeaderMap, Bytes)>,
 }
 
@@ -342,15 +368,20 @@ pub enum Stop {
 }
 
 impl Published {
-    /// Takes an acknowledgement; says whether the event is in its place.
-    fn settle(&mut self, acknowledgement: Result<PublishAck, PublishError>, in_order: bool) -> bool {
+    /// Takes the acknowledgement that answers for so many `events`; says whether they are in their places.
+    fn settle(
+        &mut self,
+        acknowledgement: Result<PublishAck, PublishError>,
+        events: usize,
+        in_order: bool,
+    ) -> bool {
         match acknowledgement {
-            Ok(ack) if in_order && (ack.duplicate || ack.sequence != self.sequence + 1) => {
+            Ok(ack) if in_order && (ack.duplicate || ack.sequence != self.sequence + events as u64) => {
                 self.stopped = Some(Stop::Overtaken);
                 false
             }
             Ok(ack) => {
-                self.events += 1;
+                self.events += events;
                 self.sequence = self.sequence.max(ack.sequence);
                 true
             }

@@ -7,8 +7,11 @@ use tokio::time::timeout;
 
 use super::{Care, ProjectError, READ, timed_out};
 
-/// What is read and written at once.
+/// What a rebuild reads at once.
 pub const BATCH: BatchLimits = BatchLimits { events: 4096, bytes: 8 * 1024 * 1024 };
+/// What is read and written at once by one who is far behind: the larger, the fewer meetings are written when
+/// they begin and again when they end.
+const FAR_BEHIND: BatchLimits = BatchLimits { events: 16_384, bytes: 32 * 1024 * 1024 };
 
 /// Reads and decodes batches from after `position` on, as they come, with `care` where it is asked for.
 pub(super) async fn read_ahead(
@@ -46,6 +49,6 @@ pub(super) async fn read_ahead(
 impl Care {
     /// Returns how much to read after `position`.
     pub(super) fn limits_after(&self, position: i64) -> BatchLimits {
-        if position < self.until { BatchLimits { events: self.events, ..BATCH } } else { BATCH }
+        if position < self.until { BatchLimits { events: self.events, ..FAR_BEHIND } } else { FAR_BEHIND }
     }
 }
