@@ -32,7 +32,7 @@ fn diarized(stretches: &[(&str, u32, u32)], known: &[(&str, u128)]) -> MeetingCo
         clusters.entry(label).or_default().push((from * 1000, length * 1000).into());
     }
     let cluster = |(label, segments)| Cluster { cluster_id: parsed(label), segments, voice: None };
-    let clusters = clusters.into_iter().map(cluster).collect::<Vec<_>>().try_into().unwrap();
+    let clusters = clusters.into_iter().map(cluster).collect::<Vec<_>>().try_into().expect("labels differ");
     let identified = |(label, person): &(&str, u128)| {
         let (confidence, evidence) = (confidence(0.91), evidence());
         (parsed(label), Decision::Identified { profile_id: id(*person), confidence, evidence })
@@ -98,9 +98,20 @@ fn not_carried(about: (u32, &str), to: Option<u128>, candidates: &[Overlap]) -> 
     MeetingEvent::CorrectionNotCarried { speaker_id, to: to.map(id), candidates: candidates.to_vec() }
 }
 
+/// About whom a decision was of which an event tells what became of it.
+fn told_of(event: &MeetingEvent) -> Option<SpeakerId> {
+    if let MeetingEvent::SpeakerReassigned { carried_from: Some(from), .. } = event {
+        Some(from.speaker_id)
+    } else if let MeetingEvent::CorrectionNotCarried { speaker_id, .. } = event {
+        Some(*speaker_id)
+    } else {
+        None
+    }
+}
+
 /// What follows from a new diarization, but for the diarization itself.
 fn follows(history: &[MeetingEvent], diarization: &MeetingCommand) -> Vec<MeetingEvent> {
-    let events = Meeting::fold(history).decide(diarization).unwrap();
+    let events = Meeting::fold(history).decide(diarization).expect("it may be diarized");
     events.into_iter().filter(|event| event.name() != "SpeakersDiarized").collect()
 }
 
@@ -112,10 +123,7 @@ fn a_decision_is_carried_to_the_cluster_that_speaks_when_the_old_one_spoke() {
     let history = corrected(&[("a", Some(1)), ("b", None)]);
     let mut expected =
         vec![carried(speaker(2, "y"), (1, "a"), 58, Some(1)), carried(speaker(2, "x"), (1, "b"), 28, None)];
-    expected.sort_by_key(|event| match event {
-        MeetingEvent::SpeakerReassigned { carried_from: Some(from), .. } => from.speaker_id,
-        other => panic!("{other:?}"),
-    });
+    expected.sort_by_key(told_of);
     assert_eq!(follows(&history, &spoken(&SHIFTED)), expected);
     let history = then(history, [spoken(&SHIFTED)]);
     assert_eq!(name_of(&history, speaker(2, "y")), Some((id(1), LinkedBy::Person)));
@@ -314,6 +322,7 @@ fn by_the_rule(decided: &[HumanWord], speakers: &BTreeMap<SpeakerId, Speech>) ->
             let into = common(speech, &speakers[id]);
             let left: BTreeSet<u32> = speech.difference(&speakers[id]).copied().collect();
             most_go_into(speech, id)
+                && speakers.iter().all(|(other, theirs)| other == id || common(speech, theirs) < into)
                 && is_theirs(to, id)
                 && speakers.keys().filter(|other| *other != id).all(|other| {
                     common(&left, &speakers[other]) * 2 <= into
@@ -322,7 +331,7 @@ fn by_the_rule(decided: &[HumanWord], speakers: &BTreeMap<SpeakerId, Speech>) ->
                 && words.iter().all(|(other, speech)| other == to || !most_go_into(speech, id))
         };
         let id = speakers.keys().find(|id| fits(id))?;
-        let overlap_ms = u32::try_from(common(speech, &speakers[id])).unwrap();
+        let overlap_ms = u32::try_from(common(speech, &speakers[id])).expect("a minute at most");
         Some(Overlap { speaker_id: *id, overlap_ms })
     };
     words.iter().map(outcome).collect()
@@ -392,11 +401,7 @@ proptest! {
         for attempt in attempts {
             let before = history.len();
             history = then(history, [spoken(&attempt)]);
-            let told: BTreeSet<SpeakerId> = history[before..].iter().filter_map(|event| match event {
-                MeetingEvent::SpeakerReassigned { carried_from: Some(from), .. } => Some(from.speaker_id),
-                MeetingEvent::CorrectionNotCarried { speaker_id, .. } => Some(*speaker_id),
-                _ => None,
-            }).collect();
+            let told: BTreeSet<SpeakerId> = history[before..].iter().filter_map(told_of).collect();
             let known = record(&history);
             let kept: BTreeMap<_, _> = known.corrections.iter().map(|(id, word)| (*id, word.to)).collect();
             prop_assert_eq!(&kept, &people);
