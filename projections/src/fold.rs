@@ -22,6 +22,7 @@ use crate::tables::cache::CacheWrite;
 use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
 use crate::tables::speakers::SpeakerRow;
+use crate::tables::stale_artifacts::StaleArtifactRow;
 use crate::tables::user_profiles::{Embedding, UserProfileRow};
 
 /// How long a completed meeting's result stays in the cache, counted from the event that renewed it.
@@ -50,6 +51,8 @@ pub struct MeetingRows {
     pub speakers: BTreeMap<Uuid, SpeakerRow>,
     /// Its artifacts by id.
     pub artifacts: BTreeMap<Uuid, ArtifactRow>,
+    /// Which of them are older than a speaker's name, by id.
+    pub stale_artifacts: BTreeMap<Uuid, StaleArtifactRow>,
     /// What it wrote to the cache since the rows were loaded, by key: the only keys that meetings share.
     pub cache: BTreeMap<String, CacheWrite>,
 }
@@ -131,6 +134,21 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             let row = artifact_row(id, artifact);
             rows.artifacts.retain(|_, other| other.artifact_type != row.artifact_type);
             rows.artifacts.insert(row.id, row);
+            keep_stale(rows, |stale| stale != artifact.id.as_uuid());
+        }
+        // What happens to a speaker's name is in `SpeakerReassigned`; who has to decide asks the meeting itself.
+        MeetingEvent::CorrectionNotCarried { .. } | MeetingEvent::CorrectionDismissed { .. } => {}
+        MeetingEvent::ArtifactsOutdated { artifacts, .. } => {
+            for artifact in artifacts.iter().map(|artifact| artifact.id.as_uuid()) {
+                if rows.artifacts.contains_key(&artifact) {
+                    let row = StaleArtifactRow {
+                        artifact_id: artifact,
+                        meeting_id: Some(id.as_uuid()),
+                        position: recorded.position,
+                    };
+                    rows.stale_artifacts.insert(artifact, row);
+                }
+            }
         }
         MeetingEvent::StageResultCached { stage, content_fp, value, expires_at } => {
             let key = format!("{stage}:{content_fp}");
@@ -149,6 +167,7 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             rows.meeting = None;
             rows.speakers.clear();
             rows.artifacts.clear();
+            rows.stale_artifacts.clear();
             let key = result_key(id);
             rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry: None });
         }
@@ -192,6 +211,12 @@ fn complete(rows: &mut MeetingRows, id: MeetingId, completed: &MeetingCompleted)
     rows.speakers = speakers.map(|row| (row.id, row)).collect();
     let artifacts = completed.artifacts.iter().map(|artifact| artifact_row(id, artifact));
     rows.artifacts = artifacts.map(|row| (row.id, row)).collect();
+    keep_stale(rows, |_| true);
+}
+
+/// Only what is there can be stale, and only what `still` says.
+fn keep_stale(rows: &mut MeetingRows, still: impl Fn(Uuid) -> bool) {
+    rows.stale_artifacts.retain(|id, _| rows.artifacts.contains_key(id) && still(*id));
 }
 
 fn speaker_row(meeting: MeetingId, speaker: &Speaker) -> SpeakerRow {
@@ -234,6 +259,9 @@ const fn renews_result(event: &MeetingEvent) -> bool {
         | MeetingEvent::ContentFingerprinted { .. }
         | MeetingEvent::LanguageDetected { .. }
         | MeetingEvent::SpeakersDiarized { .. }
+        | MeetingEvent::CorrectionNotCarried { .. }
+        | MeetingEvent::CorrectionDismissed { .. }
+        | MeetingEvent::ArtifactsOutdated { .. }
         | MeetingEvent::StageResultCached { .. }
         | MeetingEvent::MeetingFailed { .. }
         | MeetingEvent::MeetingErased { .. } => false,
