@@ -107,10 +107,12 @@ async fn try_swap(
     let tables = [
         "meetings",
         "files",
+        "speaker_reassignments",
         "user_profiles",
         "checkpoint",
         "speakers",
         "artifacts",
+        "stale_artifacts",
         "cache",
         "cache_origin",
     ];
