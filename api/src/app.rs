@@ -124,6 +124,7 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
     let (v1, mut document) = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(routes::meetings::router())
         .merge(routes::speakers::router())
+        .merge(routes::pending_corrections::router())
         .merge(routes::profiles::router())
         .merge(routes::files::router())
         .merge(routes::cache::router())

@@ -5,6 +5,7 @@ pub mod changes;
 pub mod files;
 pub mod meetings;
 pub mod operations;
+pub mod pending_corrections;
 pub mod profiles;
 pub mod rebuilds;
 pub mod speakers;

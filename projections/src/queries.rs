@@ -290,6 +290,35 @@ async fn meeting_once(
     Ok(MeetingDetails::of(rows, version, position))
 }
 
+/// When somebody last said who a speaker is, and who said so.
+#[derive(Debug, FromRow)]
+pub struct LatestReassignment {
+    /// The speaker.
+    pub speaker_id: Uuid,
+    /// The event's place in the log.
+    pub position: i64,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+    /// Who said so, as an opaque id.
+    pub actor: Option<String>,
+}
+
+/// Returns the latest reassignment of each of `speakers` of a meeting that has one.
+pub async fn latest_reassignments(
+    pool: &PgPool,
+    meeting: Uuid,
+    speakers: &[Uuid],
+) -> Result<Vec<LatestReassignment>, sqlx::Error> {
+    read_twice!(pool, connection => sqlx::query_as(
+        "SELECT DISTINCT ON (speaker_id) speaker_id, position, recorded_at, actor
+           FROM speaker_reassignments WHERE meeting_id = $1 AND speaker_id = ANY ($2)
+          ORDER BY speaker_id, position DESC",
+    )
+    .bind(meeting)
+    .bind(speakers)
+    .fetch_all(&mut *connection))
+}
+
 /// Which meetings a list has; what is absent does not matter.
 #[derive(Debug, Default)]
 pub struct MeetingFilter<'a> {
