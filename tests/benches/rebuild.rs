@@ -23,12 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 /// Set in the process whose memory is measured: the database to rebuild.
 const REBUILD: &str = "MINUTEBOOK_BENCH_REBUILD";
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "files",
     "meetings",
     "speakers",
     "user_profiles",
     "artifacts",
+    "stale_artifacts",
     "speaker_reassignments",
     "cache",
     "cache_origin",

@@ -2,6 +2,7 @@
 
 mod bad_input;
 pub(crate) mod contract;
+mod corrections;
 mod idempotency;
 mod life;
 mod limits;

@@ -40,6 +40,8 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     POST /v1/meetings/{id}/fail -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/fingerprint -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/language -> 200 400 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/pending-corrections -> 200 404 422 429 503
+    POST /v1/meetings/{id}/pending-corrections/{speaker}/dismiss -> 200 400 403 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/reprocess -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/retry -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/speakers -> 200 400 404 409 412 413 415 422 429 503

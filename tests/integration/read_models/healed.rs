@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::caught_up_and_equal;
 use super::history::{
     append, artifact_id, cached, completed, created, diarized, erased, file_id, fingerprinted, identified,
-    language, reassigned, registered, renamed, speaker, started, stored,
+    language, outdated, reassigned, registered, renamed, speaker, started, stored,
 };
 use super::parked::append_raw;
 use crate::cli::run_on;
@@ -33,6 +33,7 @@ async fn live(book: &api::book::Book, meeting: Uuid) {
         stored(meeting, 1, "transcript.md", "t.md"),
         completed(meeting, 1, &["spk00", "spk01"], &[("transcript.md", "t.md")]),
         reassigned(meeting, 1, "spk01", Some(Uuid::from_u128(0xada))),
+        outdated(meeting, 1, "spk01", &["transcript.md"]),
     ] {
         append(book, &given).await;
     }
@@ -49,12 +50,13 @@ async fn others(pool: &PgPool) -> Vec<String> {
          SELECT m.ctid || m::text FROM meetings m WHERE id = '{OTHER}' UNION ALL
          SELECT s.ctid || s::text FROM speakers s WHERE meeting_id = '{OTHER}' UNION ALL
          SELECT a.ctid || a::text FROM artifacts a WHERE meeting_id = '{OTHER}' UNION ALL
+         SELECT o.ctid || o::text FROM stale_artifacts o WHERE meeting_id = '{OTHER}' UNION ALL
          SELECT r.ctid || r::text FROM speaker_reassignments r WHERE meeting_id = '{OTHER}' UNION ALL
          SELECT c.ctid || c::text FROM cache c WHERE key LIKE '%{OTHER}' ORDER BY 1",
         file = file_id(OTHER)
     );
     let rows = sqlx::query_scalar(&rows).fetch_all(pool).await.unwrap();
-    assert_eq!(rows.len(), 7);
+    assert_eq!(rows.len(), 8);
     rows
 }
 
@@ -69,7 +71,7 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
     let position = caught_up_and_equal(&pool).await;
     let untouched = others(&pool).await;
     let well = heal(&book, MEETING).await;
-    assert_eq!((well.events, well.position, well.parked), (10, position, 0));
+    assert_eq!((well.events, well.position, well.parked), (11, position, 0));
     assert_eq!((well.missing, well.differing, well.surplus), (0, 0, 0));
     assert_eq!(caught_up_and_equal(&pool).await, position);
 
@@ -78,6 +80,7 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
     let (file, others_file) = (file_id(MEETING), file_id(OTHER));
     let all = format!(
         "DELETE FROM speakers WHERE meeting_id = '{MEETING}'; DELETE FROM artifacts WHERE meeting_id = '{MEETING}';
+         DELETE FROM stale_artifacts WHERE meeting_id = '{MEETING}';
          DELETE FROM speaker_reassignments WHERE meeting_id = '{MEETING}';
          DELETE FROM meetings WHERE id = '{MEETING}'; DELETE FROM files WHERE id = '{file}';
          DELETE FROM cache WHERE key LIKE '%{MEETING}' OR key LIKE '%:{}'; ",
@@ -116,6 +119,13 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
             (1, 0, 0),
         ),
         (format!("DELETE FROM artifacts WHERE id = '{artifact}'"), (1, 0, 0)),
+        (format!("DELETE FROM stale_artifacts WHERE artifact_id = '{artifact}'"), (1, 0, 0)),
+        (format!("UPDATE stale_artifacts SET position = 1 WHERE artifact_id = '{artifact}'"), (0, 1, 0)),
+        (
+            format!("UPDATE stale_artifacts SET meeting_id = '{OTHER}' WHERE artifact_id = '{artifact}'"),
+            (1, 0, 0),
+        ),
+        (format!("INSERT INTO stale_artifacts VALUES (gen_random_uuid(), '{MEETING}', 1)"), (0, 0, 1)),
         (format!("DELETE FROM speaker_reassignments WHERE meeting_id = '{MEETING}'"), (1, 0, 0)),
         (
             format!(
@@ -133,7 +143,7 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
         (format!("DELETE FROM cache WHERE {cache}"), (0, 0, 0)),
         (format!("DELETE FROM cache_origin WHERE {cache}"), (0, 0, 0)),
         (format!("UPDATE cache_origin SET position = 1 WHERE {cache}"), (0, 0, 0)),
-        (all, (6, 0, 0)),
+        (all, (7, 0, 0)),
     ] {
         pool.execute(damage.as_str()).await.unwrap();
         let healed = heal(&book, MEETING).await;

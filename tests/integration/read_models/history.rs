@@ -156,6 +156,14 @@ fn artifact(meeting: Uuid, attempt: u32, artifact_type: &str, s3_key: &str) -> V
            "s3_key": s3_key, "meta": {"words": 12}})
 }
 
+/// Says that a speaker's name is newer than these artifacts of the attempt.
+pub(crate) fn outdated(meeting: Uuid, attempt: u32, cluster: &str, types: &[&str]) -> Given {
+    let artifact = |kind: &&str| json!({"id": artifact_id(meeting, attempt, kind), "type": kind});
+    let artifacts = types.iter().map(artifact).collect::<Vec<_>>();
+    let speaker_id = speaker(meeting, attempt, cluster);
+    of_meeting(meeting, json!({"ArtifactsOutdated": {"speaker_id": speaker_id, "artifacts": artifacts}}))
+}
+
 pub(crate) fn stored(meeting: Uuid, attempt: u32, artifact_type: &str, s3_key: &str) -> Given {
     let artifact = artifact(meeting, attempt, artifact_type, s3_key);
     of_meeting(meeting, json!({"ArtifactStored": {"artifact": artifact}}))

@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 use tests::TestDatabase;
 
-/// What was asked for, the audit trail, and the two that keep the projector's place.
+/// What was asked for, the audit trail, what is stale, and the two that keep the projector's place.
 const COLUMNS: &str = "
 artifacts 1 id uuid not null
 artifacts 2 meeting_id uuid
@@ -50,6 +50,9 @@ speakers 2 meeting_id uuid
 speakers 3 cluster_id character varying(50)
 speakers 4 user_profile_id uuid
 speakers 5 confidence double precision
+stale_artifacts 1 artifact_id uuid not null
+stale_artifacts 2 meeting_id uuid not null
+stale_artifacts 3 position bigint not null
 user_profiles 1 id uuid not null
 user_profiles 2 display_name character varying(255) not null
 user_profiles 3 embeddings jsonb
@@ -68,6 +71,8 @@ speaker_reassignments FOREIGN KEY (meeting_id) REFERENCES meetings(id)
 speaker_reassignments PRIMARY KEY (\"position\")
 speakers FOREIGN KEY (meeting_id) REFERENCES meetings(id)
 speakers PRIMARY KEY (id)
+stale_artifacts FOREIGN KEY (meeting_id) REFERENCES meetings(id)
+stale_artifacts PRIMARY KEY (artifact_id)
 user_profiles PRIMARY KEY (id)";
 
 /// Those of the primary keys among them.
@@ -91,6 +96,8 @@ speaker_reassignments UNIQUE INDEX btree (\"position\")
 speakers INDEX btree (meeting_id)
 speakers INDEX btree (user_profile_id)
 speakers UNIQUE INDEX btree (id)
+stale_artifacts INDEX btree (meeting_id)
+stale_artifacts UNIQUE INDEX btree (artifact_id)
 user_profiles UNIQUE INDEX btree (id)";
 
 #[tokio::test]

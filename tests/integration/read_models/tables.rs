@@ -165,6 +165,37 @@ async fn artifacts_has_the_latest_of_each_type() {
 }
 
 #[tokio::test]
+async fn stale_artifacts_has_what_is_older_than_a_name_until_it_is_stored_again() {
+    let (md, vtt) = ("transcript.md", "transcript.vtt");
+    let row = |attempt, artifact_type: &str, position: i64| json!({"artifact_id": artifact_id(M, attempt, artifact_type), "meeting_id": M, "position": position});
+    let rows = |mut rows: Vec<Value>| {
+        rows.sort_by_key(|row| row["artifact_id"].as_str().unwrap().to_owned());
+        Value::Array(rows)
+    };
+    let both = rows(vec![row(1, md, 6), row(1, vtt, 6)]);
+    let one = json!([row(1, vtt, 6)]);
+    spec(
+        "stale_artifacts",
+        &[
+            (registered(M), json!([])),
+            (started(M, 1), json!([])),
+            (diarized(M, 1, &["a"]), json!([])),
+            (completed(M, 1, &["a"], &[(md, "1.md"), (vtt, "1.vtt")]), json!([])),
+            (reassigned(M, 1, "a", Some(ADA)), json!([])),
+            (outdated(M, 1, "a", &[md, vtt]), both),
+            (stored(M, 1, md, "1.md"), one.clone()),
+            (started(M, 2), one.clone()),
+            (stored(M, 2, md, "2.md"), one),
+            // The attempt brought no WebVTT: the earlier one's goes, and with it that it was stale.
+            (completed(M, 2, &[], &[(md, "2.md")]), json!([])),
+            (outdated(M, 2, "a", &[md, vtt]), json!([row(2, md, 11)])),
+            (erased(M), json!([])),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn speaker_reassignments_has_what_was_said_until_the_meeting_is_erased() {
     let row = |sequence: i64, attempt, cluster: Option<&str>, from: Option<Uuid>, to: Option<Uuid>| {
         let sure = from.map(|_| 0.913_700_000_000_1);
@@ -282,6 +313,7 @@ async fn rows(pool: &PgPool, table: &str) -> Value {
         "artifacts" => "type",
         "cache" => "key",
         "speaker_reassignments" => "position",
+        "stale_artifacts" => "artifact_id",
         _ => "id",
     };
     // When something was recorded is the log's affair; the comparison with the fold sees to it.

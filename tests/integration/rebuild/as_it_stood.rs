@@ -15,12 +15,13 @@ use crate::cli::{Ran, minutebook, run_on};
 use crate::read_models::history::{append, cached, created, language};
 use crate::read_models::{caught_up_and_equal, eventually};
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "files",
     "meetings",
     "speakers",
     "user_profiles",
     "artifacts",
+    "stale_artifacts",
     "speaker_reassignments",
     "cache",
     "cache_origin",
