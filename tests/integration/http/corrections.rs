@@ -144,7 +144,7 @@ async fn decisions_are_carried_over_and_what_is_in_doubt_waits_for_a_person() {
 
     // A is shifted, B split in halves, and of C nothing is left.
     told.command(PIPELINE, "reprocess", json!({"worker": "w"})).await;
-    let again = spoken(&[("s0", 1, 40), ("s0", 70, 19), ("s1", 41, 14), ("s2", 55, 15)]);
+    let again = spoken(&[("s0", 1, 39), ("s0", 70, 19), ("s1", 41, 14), ("s2", 55, 15)]);
     let events = told.command(PIPELINE, "speakers", again.clone()).await;
     assert_eq!(events[0], "SpeakersDiarized");
     let mut outcome = events[1..].to_vec();

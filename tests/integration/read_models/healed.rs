@@ -223,11 +223,11 @@ async fn a_parked_meeting_that_is_healed_is_free_when_its_cause_is_gone() {
         let query = "SELECT position FROM ops.parked_events ORDER BY position";
         sqlx::query_scalar::<_, i64>(query).fetch_all(&pool).await.unwrap()
     };
-    assert_eq!(parked().await, [11, 12]);
+    assert_eq!(parked().await, [12, 13]);
     let refused = heal_meeting(&book.store, MEETING, ACTOR).await.unwrap_err();
     assert!(refused.to_string().contains("SQLSTATE 23514 no_fr"), "{refused}");
     assert_eq!(caught_up_and_equal(&pool).await, position);
-    assert_eq!(parked().await, [11, 12]);
+    assert_eq!(parked().await, [12, 13]);
     pool.execute("ALTER TABLE meetings DROP CONSTRAINT no_fr").await.unwrap();
     let untouched = others(&pool).await;
     let healed = heal(&book, MEETING).await;
@@ -237,7 +237,7 @@ async fn a_parked_meeting_that_is_healed_is_free_when_its_cause_is_gone() {
     let decided = "SELECT position FROM ops.parked_decisions
                     WHERE outcome = 'applied' AND actor = $1 ORDER BY position";
     let decided: Vec<i64> = sqlx::query_scalar(decided).bind(ACTOR).fetch_all(&pool).await.unwrap();
-    assert_eq!(decided, [11, 12]);
+    assert_eq!(decided, [12, 13]);
     assert_eq!(caught_up_and_equal(&pool).await, position);
 
     // What cannot be decoded stays parked, with what waits behind it, and the rows before it are healed.
