@@ -213,7 +213,7 @@ async fn decisions_are_carried_over_and_what_is_in_doubt_waits_for_a_person() {
     let (status, refused) = told.ask(REVIEWER, &dismiss, &noise).await;
     assert_eq!((status, &refused["code"]), (404, &json!("correction_not_found")));
     assert_eq!(told.pending().await, Vec::<Value>::new());
-    let nobody = format!("{}/pending-corrections", format!("/v1/meetings/{}", Uuid::from_u128(1)));
+    let nobody = format!("/v1/meetings/{}/pending-corrections", Uuid::from_u128(1));
     assert_eq!(server.get(&nobody).await.1["code"], "meeting_not_found");
 
     caught_up_and_equal(&pool).await;
@@ -356,9 +356,7 @@ fn otherwise(label: &str) -> String {
 /// The diarization of an RTTM file as another program would see it: other labels, every boundary up to 300 ms
 /// elsewhere, and every fortieth stretch overheard.
 fn diarized_otherwise(rttm: &Path) -> Value {
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = fastrand::Rng::with_seed(2004);
     let mut clusters = BTreeMap::<String, Vec<Value>>::new();
     for (n, line) in std::fs::read_to_string(rttm).unwrap().lines().enumerate() {
         let field = |n: usize| line.split(' ').nth(n).unwrap();

@@ -231,7 +231,7 @@ async fn a_parked_meeting_that_is_healed_is_free_when_its_cause_is_gone() {
     pool.execute("ALTER TABLE meetings DROP CONSTRAINT no_fr").await.unwrap();
     let untouched = others(&pool).await;
     let healed = heal(&book, MEETING).await;
-    assert_eq!((healed.events, healed.parked), (12, 0));
+    assert_eq!((healed.events, healed.parked), (13, 0));
     assert_eq!(parked().await, [0; 0]);
     assert_eq!(others(&pool).await, untouched);
     let decided = "SELECT position FROM ops.parked_decisions
