@@ -241,12 +241,12 @@ async fn a_parked_meeting_that_is_healed_is_free_when_its_cause_is_gone() {
     assert_eq!(caught_up_and_equal(&pool).await, position);
 
     // What cannot be decoded stays parked, with what waits behind it, and the rows before it are healed.
-    append_raw(&pool, ["meeting", &MEETING.to_string(), "LanguageDetected", "1", "{}"], 12).await;
+    append_raw(&pool, ["meeting", &MEETING.to_string(), "LanguageDetected", "1", "{}"], 13).await;
     append(&book, &started(MEETING, 2)).await;
     let position = caught_up_and_equal(&pool).await;
     pool.execute("UPDATE meetings SET status = 'failed'").await.unwrap();
     let healed = heal(&book, MEETING).await;
-    assert_eq!((healed.events, healed.differing, healed.parked), (12, 1, 2));
+    assert_eq!((healed.events, healed.differing, healed.parked), (13, 1, 2));
     assert_eq!(parked().await, [position - 1, position]);
     let listed = run_on(&database, &["parked", "list", "--json"]).await.stdout;
     assert!(listed.contains(&format!("\"position\":{}", position - 1)), "{listed}");
