@@ -38,7 +38,7 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// One permit per request under way.
     permits: Arc<Semaphore>,
-    /// One permit per client that follows the changes.
+    /// One permit per client that follows the changes, or takes the whole audit.
     pub followers: Arc<Semaphore>,
     /// Cancelled when the server stops: answers that have no end of their own end then.
     pub stopping: CancellationToken,
@@ -73,6 +73,7 @@ impl AppState {
         (name = "profiles", description = "People known by name"),
         (name = "files", description = "Uploaded recordings"),
         (name = "cache", description = "Results of earlier work"),
+        (name = "audit", description = "Who said who a speaker is, and why"),
         (name = "changes", description = "What happens, as it happens"),
         (name = "operations", description = "Health, metrics and rebuilds"),
     )
@@ -124,9 +125,11 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
     let (v1, mut document) = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(routes::meetings::router())
         .merge(routes::speakers::router())
+        .merge(routes::pending_corrections::router())
         .merge(routes::profiles::router())
         .merge(routes::files::router())
         .merge(routes::cache::router())
+        .merge(routes::audit::router())
         .merge(routes::changes::router())
         .merge(routes::rebuilds::router())
         .split_for_parts();

@@ -111,9 +111,10 @@ impl From<ValueError> for Problem {
 impl From<MeetingError> for Problem {
     fn from(error: MeetingError) -> Self {
         let status = match error {
-            MeetingError::NotFound | MeetingError::Erased | MeetingError::UnknownSpeaker => {
-                StatusCode::NOT_FOUND
-            }
+            MeetingError::NotFound
+            | MeetingError::Erased
+            | MeetingError::UnknownSpeaker
+            | MeetingError::NothingPending => StatusCode::NOT_FOUND,
             MeetingError::IllegalTransition { .. }
             | MeetingError::TakenByAnotherWorker
             | MeetingError::AnotherFile

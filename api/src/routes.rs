@@ -1,10 +1,12 @@
 //! The routes: each extracts, makes a command or asks a table, and responds. They decide nothing.
 
+pub mod audit;
 pub mod cache;
 pub mod changes;
 pub mod files;
 pub mod meetings;
 pub mod operations;
+pub mod pending_corrections;
 pub mod profiles;
 pub mod rebuilds;
 pub mod speakers;

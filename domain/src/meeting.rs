@@ -8,6 +8,7 @@
 //! Read on in `event` (what happened), `state` (what it adds up to), `command` (what may be asked) and
 //! `decide` (what becomes of it).
 
+pub mod carry_over;
 mod command;
 mod decide;
 mod event;
@@ -18,8 +19,8 @@ use cqrs_es::{Aggregate, DomainEvent};
 
 pub use command::{FailMeeting, MeetingCommand, RegisterMeeting};
 pub use decide::{MAX_CACHED_BYTES, MAX_STAGES, MeetingError, decide};
-pub use event::{MeetingCompleted, MeetingEvent, MeetingRegistered};
-pub use state::{Meeting, Origin, Record, Status, evolve};
+pub use event::{CarriedFrom, MeetingCompleted, MeetingEvent, MeetingRegistered, OutdatedArtifact};
+pub use state::{Correction, Meeting, Origin, Record, Status, evolve};
 
 impl DomainEvent for MeetingEvent {
     fn event_type(&self) -> String {

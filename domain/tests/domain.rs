@@ -1,6 +1,8 @@
 //! The domain's integration tests, in one binary. Read `meeting_spec` first: its tables say what each
 //! command does in each status.
 
+#[path = "domain/carry_over.rs"]
+mod carry_over;
 #[path = "domain/fixtures.rs"]
 mod fixtures;
 #[path = "domain/given.rs"]

@@ -5,7 +5,6 @@
 //! decision is decided again on a fresh load.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ use cqrs_es::{Aggregate, AggregateError, DomainEvent, EventStore as _};
 use domain::event::DecodeError;
 use domain::meeting::Meeting;
 use domain::profile::Profile;
-use lru::LruCache;
 use sqlx::{PgPool, Row};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -25,11 +23,10 @@ use crate::append::{Append, AppendError, Appender, NewEvent, Outcome, Place};
 use crate::log::{self, BatchLimits, LogError};
 use crate::repository::LogRepository;
 use crate::retry::backoff;
+use crate::state_cache::{StateCache, Versioned, Weighed};
 
 /// How often a command that meets a conflict is decided anew.
 const TRIES: u32 = 20;
-/// How many states of each kind of aggregate are kept.
-const CACHED: NonZeroUsize = NonZeroUsize::new(20_000).expect("not zero");
 /// How much of a history is read at once to find the event at fault.
 const READ: BatchLimits = BatchLimits { events: 1000, bytes: 8 * 1024 * 1024 };
 
@@ -185,21 +182,14 @@ impl CommandBus {
     }
 }
 
-/// A state and the number of events that it is made of.
-#[derive(Clone)]
-struct Versioned<A> {
-    state: A,
-    version: i64,
-}
-
 struct Handler<A: Aggregate> {
     pool: PgPool,
     store: PersistedEventStore<LogRepository, A>,
     appender: Appender,
-    cache: Mutex<LruCache<String, Versioned<A>>>,
+    cache: Mutex<StateCache<A>>,
 }
 
-impl<A: Aggregate + Clone> Handler<A>
+impl<A: Aggregate + Clone + Weighed> Handler<A>
 where
     A::Error: 'static,
 {
@@ -207,20 +197,15 @@ where
         let repository = LogRepository::new(pool.clone(), appender.clone());
         let store =
             PersistedEventStore::new_event_store(repository).with_upcasters(domain::upcast::for_cqrs_es());
-        Self { pool, store, appender, cache: Mutex::new(LruCache::new(CACHED)) }
+        Self { pool, store, appender, cache: Mutex::default() }
     }
 
     fn cached(&self, id: &str) -> Option<Versioned<A>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// A slower load or append of an older version never takes a newer one's place. One of the same version
-    /// does: an event that it was made of may have been skipped.
     fn remember(&self, id: &str, new: Versioned<A>) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.peek(id).is_none_or(|known| known.version <= new.version) {
-            cache.put(id.to_owned(), new);
-        }
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(id, new);
     }
 
     async fn load(&self, id: &str) -> Result<Versioned<A>, CommandError<A::Error>> {
@@ -300,7 +285,7 @@ async fn execute<A>(
     context: &Context,
 ) -> Result<Accepted, CommandError<A::Error>>
 where
-    A: Aggregate<Services = ()> + Clone,
+    A: Aggregate<Services = ()> + Clone + Weighed,
     A::Command: Clone,
     A::Error: 'static,
 {
@@ -328,7 +313,7 @@ async fn load_decide_append<A>(
     context: &Context,
 ) -> Result<Accepted, CommandError<A::Error>>
 where
-    A: Aggregate<Services = ()> + Clone,
+    A: Aggregate<Services = ()> + Clone + Weighed,
     A::Command: Clone,
     A::Error: 'static,
 {

@@ -9,6 +9,7 @@ pub mod log;
 pub mod migrate;
 pub mod repository;
 pub mod retry;
+mod state_cache;
 pub mod wake;
 
 use std::sync::Arc;

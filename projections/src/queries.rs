@@ -1,7 +1,5 @@
 //! What readers ask the tables. An answer that needs several statements is given from one snapshot.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, Utc};
 use event_store::log;
 use serde::Serialize;
@@ -16,6 +14,7 @@ use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
 use crate::tables::read_twice;
 use crate::tables::speakers::{self, SpeakerRow};
+use crate::tables::stale_artifacts;
 use crate::tables::user_profiles::{self, Embedding, UserProfileRow};
 
 /// A file as readers see it.
@@ -118,7 +117,9 @@ impl MeetingDetails {
         let MeetingRow { id, status, language, started_at, finished_at, .. } = rows.meeting?;
         let mut speakers = rows.speakers.into_values().map(SpeakerView::from).collect::<Vec<_>>();
         speakers.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
-        let mut artifacts = rows.artifacts.into_values().map(ArtifactView::from).collect::<Vec<_>>();
+        let stale = rows.stale_artifacts;
+        let view = |row: ArtifactRow| ArtifactView { stale: stale.contains_key(&row.id), ..row.into() };
+        let mut artifacts = rows.artifacts.into_values().map(view).collect::<Vec<_>>();
         artifacts.sort_by(|a, b| a.artifact_type.cmp(&b.artifact_type));
         let file = rows.file.map(FileView::from);
         Some(Self {
@@ -176,12 +177,16 @@ pub struct ArtifactView {
     /// What else is known of it.
     #[schema(value_type = Option<Object>, example = json!({"words": 5213}))]
     pub meta: Option<Value>,
+    /// Whether a speaker has been called otherwise since it was stored: it may show an old name until one of
+    /// its type is stored again.
+    #[schema(example = false)]
+    pub stale: bool,
 }
 
 impl From<ArtifactRow> for ArtifactView {
     fn from(row: ArtifactRow) -> Self {
         let ArtifactRow { id, artifact_type, s3_key, meta, .. } = row;
-        Self { id, artifact_type, s3_key, meta }
+        Self { id, artifact_type, s3_key, meta, stale: false }
     }
 }
 
@@ -263,6 +268,7 @@ async fn meeting_once(
     let version = log::version_at(&mut *snapshot, "meeting", id, position).await?;
     let speakers = speakers::of_meetings(&mut snapshot, &[id]).await?;
     let artifacts = artifacts::of_meetings(&mut snapshot, &[id]).await?;
+    let stale = stale_artifacts::of_meetings(&mut snapshot, &[id]).await?;
     snapshot.commit().await?;
     let has_file = row.try_get::<Option<Uuid>, _>("id")?.is_some();
     let meeting = MeetingRow {
@@ -278,9 +284,39 @@ async fn meeting_once(
         meeting: Some(meeting),
         speakers: speakers.into_iter().map(|speaker| (speaker.id, speaker)).collect(),
         artifacts: artifacts.into_iter().map(|artifact| (artifact.id, artifact)).collect(),
-        cache: BTreeMap::new(),
+        stale_artifacts: stale.into_iter().map(|row| (row.artifact_id, row)).collect(),
+        ..MeetingRows::default()
     };
     Ok(MeetingDetails::of(rows, version, position))
+}
+
+/// When somebody last said who a speaker is, and who said so.
+#[derive(Debug, FromRow)]
+pub struct LatestReassignment {
+    /// The speaker.
+    pub speaker_id: Uuid,
+    /// The event's place in the log.
+    pub position: i64,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+    /// Who said so, as an opaque id.
+    pub actor: Option<String>,
+}
+
+/// Returns the latest reassignment of each of `speakers` of a meeting that has one.
+pub async fn latest_reassignments(
+    pool: &PgPool,
+    meeting: Uuid,
+    speakers: &[Uuid],
+) -> Result<Vec<LatestReassignment>, sqlx::Error> {
+    read_twice!(pool, connection => sqlx::query_as(
+        "SELECT DISTINCT ON (speaker_id) speaker_id, position, recorded_at, actor
+           FROM speaker_reassignments WHERE meeting_id = $1 AND speaker_id = ANY ($2)
+          ORDER BY speaker_id, position DESC",
+    )
+    .bind(meeting)
+    .bind(speakers)
+    .fetch_all(&mut *connection))
 }
 
 /// Which meetings a list has; what is absent does not matter.

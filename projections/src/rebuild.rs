@@ -31,7 +31,9 @@ use crate::tables::copy::{CopyBuffer, CopyRow};
 use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
 use crate::tables::parked_events::{self, Parked};
+use crate::tables::speaker_reassignments::ReassignmentRow;
 use crate::tables::speakers::SpeakerRow;
+use crate::tables::stale_artifacts::StaleArtifactRow;
 use crate::tables::user_profiles::UserProfileRow;
 
 /// How many workers fold at once: each keeps a core of its own and one of PostgreSQL's busy.
@@ -211,7 +213,10 @@ pub async fn build(
         .await
         .map_err(database("noting the position"))?;
     connection
-        .execute("ANALYZE files, meetings, speakers, user_profiles, artifacts, cache, cache_origin")
+        .execute(
+            "ANALYZE files, meetings, speakers, user_profiles, artifacts, stale_artifacts, speaker_reassignments,
+                     cache, cache_origin",
+        )
         .await
         .map_err(database("collecting statistics"))?;
     Ok(())
@@ -444,6 +449,8 @@ struct Batch {
     artifacts: Vec<ArtifactRow>,
     profiles: Vec<UserProfileRow>,
     cache: Vec<CacheWrite>,
+    reassignments: Vec<ReassignmentRow>,
+    stale_artifacts: Vec<StaleArtifactRow>,
 }
 
 impl Batch {
@@ -454,12 +461,23 @@ impl Batch {
     fn add(&mut self, rows: Rows) {
         match rows {
             Rows::Meeting(rows) => {
-                let MeetingRows { file, meeting, speakers, artifacts, cache } = *rows;
+                let MeetingRows {
+                    file,
+                    meeting,
+                    speakers,
+                    artifacts,
+                    stale_artifacts,
+                    cache,
+                    reassignments,
+                    forgets_reassignments: _,
+                } = *rows;
                 self.files.extend(file);
                 self.meetings.extend(meeting);
                 self.speakers.extend(speakers.into_values());
                 self.artifacts.extend(artifacts.into_values());
+                self.stale_artifacts.extend(stale_artifacts.into_values());
                 self.cache.extend(cache.into_values());
+                self.reassignments.extend(reassignments.into_values());
             }
             Rows::Profile(rows) => self.profiles.extend(rows.profile),
         }
@@ -485,7 +503,9 @@ impl Batch {
         copy(connection, &self.speakers).await?;
         copy(connection, &self.artifacts).await?;
         copy(connection, &self.profiles).await?;
-        copy(connection, &self.cache).await
+        copy(connection, &self.cache).await?;
+        copy(connection, &self.reassignments).await?;
+        copy(connection, &self.stale_artifacts).await
     }
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::changes::Key;
 use crate::fold::{MeetingRows, ProfileRows, Rows};
 use crate::schema;
-use crate::tables::{artifacts, files, meetings, speakers, user_profiles};
+use crate::tables::{artifacts, files, meetings, speakers, stale_artifacts, user_profiles};
 
 /// Connects to the live tables, outside the pool.
 pub(crate) async fn connect_to_live(store: &EventStore) -> Result<PgConnection, sqlx::Error> {
@@ -77,6 +77,11 @@ async fn load_meetings(
     for artifact in artifacts::of_meetings(connection, ids).await? {
         if let Some(rows) = artifact.meeting_id.and_then(|id| loaded.get_mut(&id)) {
             rows.artifacts.insert(artifact.id, artifact);
+        }
+    }
+    for stale in stale_artifacts::of_meetings(connection, ids).await? {
+        if let Some(rows) = loaded.get_mut(&stale.meeting_id) {
+            rows.stale_artifacts.insert(stale.artifact_id, stale);
         }
     }
     rows.extend(loaded.into_iter().map(|(id, rows)| (("meeting", id), Rows::Meeting(Box::new(rows)))));

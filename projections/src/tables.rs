@@ -8,7 +8,9 @@ pub mod copy;
 pub mod files;
 pub mod meetings;
 pub mod parked_events;
+pub mod speaker_reassignments;
 pub mod speakers;
+pub mod stale_artifacts;
 pub mod user_profiles;
 
 use sqlx::error::BoxDynError;

@@ -21,7 +21,7 @@ use crate::http::{Answer, send};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An answer that goes on and on.
-struct Feed {
+pub(crate) struct Feed {
     response: Response,
     /// Every byte that came.
     raw: Vec<u8>,
@@ -38,12 +38,12 @@ enum Frame {
 
 /// An event as it came.
 #[derive(Debug, Clone, PartialEq)]
-struct Change {
+pub(crate) struct Change {
     /// Empty where there is none: the event comes later than its place.
     id: String,
     name: String,
     /// The CloudEvent.
-    data: Value,
+    pub(crate) data: Value,
 }
 
 impl Change {
@@ -58,7 +58,7 @@ impl Change {
 
 impl Feed {
     /// Follows; `query` is what comes after the question mark.
-    async fn follow(server: &Server, query: &str, last_event_id: Option<&str>) -> Self {
+    pub(crate) async fn follow(server: &Server, query: &str, last_event_id: Option<&str>) -> Self {
         let response = request(server, query, last_event_id).send().await.unwrap();
         assert_eq!(response.status(), 200, "{query}");
         let header = |name: &str| response.headers()[name].to_str().unwrap();
@@ -79,7 +79,7 @@ impl Feed {
     }
 
     /// Returns the next event, whatever heartbeats come before it.
-    async fn next(&mut self) -> Change {
+    pub(crate) async fn next(&mut self) -> Change {
         loop {
             match self.frame().await.expect("the answer has ended") {
                 Frame::Event(change) => return change,

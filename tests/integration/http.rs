@@ -1,7 +1,9 @@
 //! HTTP, through the built program: what a client sends, what it gets, and what the log then says.
 
+mod audit;
 mod bad_input;
 pub(crate) mod contract;
+mod corrections;
 mod idempotency;
 mod life;
 mod limits;

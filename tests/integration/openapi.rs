@@ -26,6 +26,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /healthz -> 200
     GET /metrics -> 200
     GET /readyz -> 200 503
+    GET /v1/audit/speaker-reassignments -> 200 404 422 429 503
     GET /v1/cache/{key} -> 200 404 422 429 503
     GET /v1/changes -> 200 404 409 422 429 503
     GET /v1/files -> 200 404 422 429 503
@@ -40,6 +41,8 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     POST /v1/meetings/{id}/fail -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/fingerprint -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/language -> 200 400 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/pending-corrections -> 200 404 422 429 503
+    POST /v1/meetings/{id}/pending-corrections/{speaker}/dismiss -> 200 400 403 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/reprocess -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/retry -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/speakers -> 200 400 404 409 412 413 415 422 429 503
@@ -103,7 +106,11 @@ fn lack_examples(document: &Document, schema: &Value, name: &str, lacking: &mut 
     if schema.get("example").is_some() {
         return;
     }
+    for part in schema["allOf"].as_array().into_iter().flatten() {
+        lack_examples(document, part, name, lacking);
+    }
     match main_type(schema) {
+        _ if schema.get("allOf").is_some() => {}
         "object" => {
             let required = schema["required"].as_array().into_iter().flatten();
             let required = required.map(|field| field.as_str().unwrap()).collect::<Vec<_>>();

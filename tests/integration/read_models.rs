@@ -1,6 +1,7 @@
 //! The read models: that the tables are those that were asked for, and that they show the history, however
 //! it is cut into batches.
 
+mod audit;
 mod cache;
 mod freshness;
 mod healed;
@@ -20,7 +21,9 @@ use projections::tables::artifacts::ArtifactRow;
 use projections::tables::checkpoint;
 use projections::tables::files::FileRow;
 use projections::tables::meetings::MeetingRow;
+use projections::tables::speaker_reassignments::ReassignmentRow;
 use projections::tables::speakers::SpeakerRow;
+use projections::tables::stale_artifacts::StaleArtifactRow;
 use projections::tables::user_profiles::UserProfileRow;
 use sqlx::{Connection, PgPool};
 use uuid::Uuid;
@@ -66,6 +69,8 @@ pub(crate) async fn assert_tables_equal_the_fold(pool: &PgPool) -> i64 {
     assert_same("speakers", position, &shown.speakers, &expected.speakers);
     assert_same("user_profiles", position, &shown.profiles, &expected.profiles);
     assert_same("artifacts", position, &shown.artifacts, &expected.artifacts);
+    assert_same("stale_artifacts", position, &shown.stale, &expected.stale);
+    assert_same("speaker_reassignments", position, &shown.reassignments, &expected.reassignments);
     assert_same("cache", position, &shown.cache, &expected.cache);
     assert_same("cache_origin", position, &shown.origins, &expected.origins);
     position
@@ -93,6 +98,8 @@ struct Tables {
     speakers: BTreeMap<Uuid, SpeakerRow>,
     profiles: BTreeMap<Uuid, UserProfileRow>,
     artifacts: BTreeMap<Uuid, ArtifactRow>,
+    stale: BTreeMap<Uuid, StaleArtifactRow>,
+    reassignments: BTreeMap<i64, ReassignmentRow>,
     cache: BTreeMap<String, (String, Option<DateTime<Utc>>)>,
     origins: BTreeMap<String, i64>,
 }
@@ -123,6 +130,13 @@ impl Tables {
         let profiles: Vec<UserProfileRow> =
             rows!("SELECT id, display_name, embeddings, created_at FROM user_profiles");
         let artifacts: Vec<ArtifactRow> = rows!("SELECT id, meeting_id, type, s3_key, meta FROM artifacts");
+        let stale: Vec<StaleArtifactRow> =
+            rows!("SELECT artifact_id, meeting_id, position FROM stale_artifacts");
+        let reassignments: Vec<ReassignmentRow> = rows!(
+            "SELECT position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id,
+                    to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id
+               FROM speaker_reassignments"
+        );
         let cache: Vec<(String, String, Option<DateTime<Utc>>)> = rows!("SELECT key, value, ttl FROM cache");
         let origins: Vec<(String, i64)> = rows!("SELECT key, position FROM cache_origin");
         let tables = Self {
@@ -131,6 +145,8 @@ impl Tables {
             speakers: speakers.into_iter().map(|row| (row.id, row)).collect(),
             profiles: profiles.into_iter().map(|row| (row.id, row)).collect(),
             artifacts: artifacts.into_iter().map(|row| (row.id, row)).collect(),
+            stale: stale.into_iter().map(|row| (row.artifact_id, row)).collect(),
+            reassignments: reassignments.into_iter().map(|row| (row.position, row)).collect(),
             cache: cache.into_iter().map(|(key, value, ttl)| (key, (value, ttl))).collect(),
             origins: origins.into_iter().collect(),
         };
@@ -165,6 +181,8 @@ impl Tables {
                     tables.meetings.extend(rows.meeting.map(|row| (row.id, row)));
                     tables.speakers.extend(rows.speakers);
                     tables.artifacts.extend(rows.artifacts);
+                    tables.stale.extend(rows.stale_artifacts);
+                    tables.reassignments.extend(rows.reassignments);
                     for (key, write) in rows.cache {
                         let known = latest.entry(key).or_insert_with(|| write.clone());
                         if known.position < write.position {

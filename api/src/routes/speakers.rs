@@ -5,9 +5,9 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use domain::Event;
 use domain::ids::{MeetingId, ProfileId, SpeakerId};
-use domain::meeting::{Meeting, MeetingCommand, MeetingError, MeetingEvent};
+use domain::meeting::{CarriedFrom, Meeting, MeetingCommand, MeetingError, MeetingEvent};
 use domain::profile::Profile;
-use domain::speaker::{Evidence, LinkedBy};
+use domain::speaker::{Cluster, Evidence, LinkedBy};
 use domain::text::Reason;
 use event_store::command_bus::{CommandError, Context};
 use event_store::log::{self, BatchLimits};
@@ -130,7 +130,7 @@ async fn undo(
 }
 
 /// Machines have their own word, with evidence.
-fn check_person(context: &Context) -> Result<(), Problem> {
+pub(super) fn check_person(context: &Context) -> Result<(), Problem> {
     if context.actor_kind == "person" {
         return Ok(());
     }
@@ -160,7 +160,8 @@ struct SpeakerDecision {
     /// When it was recorded.
     #[schema(example = "2026-11-24T09:00:00Z")]
     recorded_at: DateTime<Utc>,
-    /// `identified`, `not_identified` or `reassigned`.
+    /// `identified`, `not_identified` or `reassigned`; of a speaker whom a later diarization replaced also
+    /// `not_carried`, if it left open whom the decision is about from then on, and `dismissed`.
     #[schema(example = "reassigned")]
     decision: &'static str,
     /// Who it was before, where a person decided.
@@ -184,6 +185,11 @@ struct SpeakerDecision {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     previous_by: Option<LinkedBy>,
+    /// The speaker about whom a person had decided, where the decision was carried over to this one; who that
+    /// was, and when, is in that speaker's history. Then `actor` is who recorded the diarization.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    carried_from: Option<CarriedFrom>,
     /// What a machine's decision rests on: model, policy, margin and candidates.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -198,6 +204,8 @@ struct SpeakerHistory {
 }
 
 /// Show every decision about a speaker, with its evidence
+///
+/// Also of a speaker whom a later diarization replaced.
 #[utoipa::path(get, operation_id = "showSpeakerHistory", path = "/v1/meetings/{id}/speakers/{speaker}/history",
     tag = "meetings", params(("id" = Uuid, Path), ("speaker" = Uuid, Path), ReadHeaders),
     responses((status = 200, body = SpeakerHistory), ReadProblems))]
@@ -207,17 +215,24 @@ async fn history(
     _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<SpeakerHistory>, Problem> {
-    check_speaker(&state, id, speaker).await?;
-    let mut decisions = vec![];
+    check_meeting(&state, id).await?;
+    let (mut decisions, mut known) = (vec![], false);
     let mut after = 0;
     loop {
         let (events, more) =
             log::read_aggregate(state.book.pool(), "meeting", id.as_uuid(), after, BATCH).await?;
         for stored in &events {
             let Ok(recorded) = stored.decode() else { continue };
-            if let Event::Meeting(_, event) = recorded.event
-                && let Some(decision) = decision_about(speaker, &event)
-            {
+            let Event::Meeting(_, event) = recorded.event else { continue };
+            if let MeetingEvent::SpeakersDiarized { attempt, clusters } = &event {
+                let is_this = |cluster: &Cluster| id.speaker(*attempt, &cluster.cluster_id) == speaker;
+                known |= clusters.clusters().iter().any(is_this);
+            }
+            if let MeetingEvent::MeetingErased { .. } = event {
+                // What was before is nobody's to read.
+                (decisions, known) = (vec![], false);
+            }
+            if let Some(decision) = decision_about(speaker, &event) {
                 decisions.push(of(stored, decision));
             }
         }
@@ -226,9 +241,20 @@ async fn history(
             Some(_) | None => break,
         }
     }
+    if !known {
+        return Err(MeetingError::UnknownSpeaker.into());
+    }
     let surplus = decisions.len().saturating_sub(MOST_DECISIONS);
     decisions.drain(..surplus);
     Ok(Json(SpeakerHistory { decisions }))
+}
+
+async fn check_meeting(state: &AppState, id: MeetingId) -> Result<(), Problem> {
+    match state.book.bus.load_meeting(id).await?.0 {
+        Meeting::Active(_) => Ok(()),
+        Meeting::Erased { .. } => Err(MeetingError::Erased.into()),
+        Meeting::Unregistered => Err(MeetingError::NotFound.into()),
+    }
 }
 
 async fn check_speaker(state: &AppState, id: MeetingId, speaker: SpeakerId) -> Result<(), Problem> {
@@ -253,6 +279,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
         reason: None,
         confidence: None,
         previous_by: None,
+        carried_from: None,
         evidence: None,
     };
     match event {
@@ -277,6 +304,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
             reason,
             previous_confidence,
             previous_by,
+            carried_from,
         } if *speaker_id == speaker => Some(SpeakerDecision {
             decision: "reassigned",
             from: from.map(|profile| profile.as_uuid()),
@@ -284,17 +312,29 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
             reason: Some(reason.as_str().to_owned()),
             confidence: previous_confidence.map(domain::speaker::Confidence::get),
             previous_by: *previous_by,
+            carried_from: *carried_from,
             ..nothing
         }),
+        MeetingEvent::CorrectionNotCarried { speaker_id, to, .. } if *speaker_id == speaker => {
+            let to = to.map(|profile| profile.as_uuid());
+            Some(SpeakerDecision { decision: "not_carried", to, ..nothing })
+        }
+        MeetingEvent::CorrectionDismissed { speaker_id, reason } if *speaker_id == speaker => {
+            let reason = Some(reason.as_str().to_owned());
+            Some(SpeakerDecision { decision: "dismissed", reason, ..nothing })
+        }
         MeetingEvent::SpeakerIdentified { .. }
         | MeetingEvent::SpeakerNotIdentified { .. }
         | MeetingEvent::SpeakerReassigned { .. }
+        | MeetingEvent::CorrectionNotCarried { .. }
+        | MeetingEvent::CorrectionDismissed { .. }
         | MeetingEvent::MeetingRegistered(_)
         | MeetingEvent::ProcessingStarted { .. }
         | MeetingEvent::ContentFingerprinted { .. }
         | MeetingEvent::LanguageDetected { .. }
         | MeetingEvent::SpeakersDiarized { .. }
         | MeetingEvent::ArtifactStored { .. }
+        | MeetingEvent::ArtifactsOutdated { .. }
         | MeetingEvent::StageResultCached { .. }
         | MeetingEvent::MeetingCompleted(_)
         | MeetingEvent::MeetingFailed { .. }

@@ -70,6 +70,13 @@ pub enum MeetingCommand {
         /// Why.
         reason: Reason,
     },
+    /// Say that a decision which waits for a person is about none of the speakers there are now.
+    DismissCorrection {
+        /// About whom the decision was: a speaker of an earlier diarization.
+        speaker_id: SpeakerId,
+        /// Why.
+        reason: Reason,
+    },
     /// Note where a transcript or summary was written.
     StoreArtifact {
         /// What it is.
@@ -141,6 +148,7 @@ impl MeetingCommand {
             Self::RecordSpeakers { .. } => "speakers",
             Self::ReassignSpeaker { .. } => "reassign",
             Self::UndoReassignment { .. } => "undo",
+            Self::DismissCorrection { .. } => "dismiss",
             Self::StoreArtifact { .. } => "artifacts",
             Self::CacheStageResult { .. } => "cache",
             Self::Complete { .. } => "complete",

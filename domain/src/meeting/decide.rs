@@ -1,16 +1,17 @@
 //! What becomes of a command to a meeting. A command that has already had its effect yields no event;
 //! one that the meeting's status does not allow is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::carry_over::{CarryOver, HumanWord, Overlap, Speech, carry_over};
 use super::command::{FailMeeting, MeetingCommand, RegisterMeeting};
-use super::event::{MeetingCompleted, MeetingEvent, MeetingRegistered};
-use super::state::{Meeting, Origin, Record, Status};
+use super::event::{CarriedFrom, MeetingCompleted, MeetingEvent, MeetingRegistered, OutdatedArtifact};
+use super::state::{Correction, Meeting, Origin, Record, Status};
 use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType, Meta, S3Key};
 use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
-use crate::speaker::{ClusterId, Decision, Diarization, MAX_CANDIDATES};
+use crate::speaker::{Cluster, ClusterId, Decision, Diarization, Link, LinkedBy, MAX_CANDIDATES};
 use crate::text::{Reason, Stage, WorkerId};
 
 /// The most stages whose results one meeting caches.
@@ -65,9 +66,12 @@ pub enum MeetingError {
     /// Nobody has reassigned the speaker.
     #[error("the speaker was never reassigned, so there is nothing to undo")]
     NothingToUndo,
-    /// Another diarization would drop what a person decided.
+    /// Another diarization would give the id of a speaker about whom a person decided to somebody else.
     #[error("a person has already named speakers of this attempt; reprocess the meeting to diarize it anew")]
     SpeakersCorrected,
+    /// No decision about this speaker waits for a person.
+    #[error("no correction of this speaker is pending")]
+    NothingPending,
 }
 
 impl MeetingError {
@@ -88,6 +92,7 @@ impl MeetingError {
             Self::SpeakerChanged => "speaker_changed",
             Self::NothingToUndo => "nothing_to_undo",
             Self::SpeakersCorrected => "speakers_corrected",
+            Self::NothingPending => "correction_not_found",
         }
     }
 }
@@ -157,10 +162,26 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
                 None => Err(MeetingError::UnknownSpeaker),
             }
         }
+        MeetingCommand::DismissCorrection { speaker_id, reason } => {
+            match record.corrections.get(speaker_id) {
+                Some(correction) if correction.holds_for.is_none() => {
+                    Ok(vec![MeetingEvent::CorrectionDismissed {
+                        speaker_id: *speaker_id,
+                        reason: reason.clone(),
+                    }])
+                }
+                Some(_) | None => Err(MeetingError::NothingPending),
+            }
+        }
         MeetingCommand::StoreArtifact { artifact_type, s3_key, meta } => {
             let artifact = artifact(record, *artifact_type, s3_key, meta.as_ref());
             match &record.status {
-                _ if record.artifacts.get(artifact_type) == Some(&artifact) => Ok(vec![]),
+                // Written again under the same key, it is news that it has today's names.
+                _ if record.artifacts.get(artifact_type) == Some(&artifact)
+                    && !record.outdated.contains(artifact_type) =>
+                {
+                    Ok(vec![])
+                }
                 Status::Processing { .. } | Status::Completed => {
                     Ok(vec![MeetingEvent::ArtifactStored { artifact }])
                 }
@@ -218,12 +239,14 @@ fn restart(current: &WorkerId, asking: &WorkerId) -> Decided {
 }
 
 fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
-    let of_this_attempt = record.diarized.as_ref().is_some_and(|(attempt, _)| *attempt == record.attempts);
-    if of_this_attempt && record.corrected {
+    // What a person said of a speaker of this very attempt cannot be carried over: the id is made of attempt
+    // and label, so the same one may stand for another voice afterwards.
+    if record.corrections.values().any(|correction| correction.attempt == record.attempts) {
         return Err(MeetingError::SpeakersCorrected);
     }
     let diarized = MeetingEvent::SpeakersDiarized { attempt: record.attempts, clusters: clusters.clone() };
     let mut events = vec![diarized];
+    let mut links = BTreeMap::new();
     let mut decided = BTreeSet::new();
     for (cluster_id, decision) in decisions {
         if !decided.insert(cluster_id) || decision.evidence().candidates.len() > MAX_CANDIDATES {
@@ -235,6 +258,8 @@ fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(Cluste
         let speaker_id = record.id.speaker(record.attempts, cluster_id);
         events.push(match decision.clone() {
             Decision::Identified { profile_id, confidence, evidence } => {
+                let link = Link { profile_id, confidence: Some(confidence), by: LinkedBy::Machine };
+                links.insert(speaker_id, link);
                 MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, evidence }
             }
             Decision::NotIdentified { evidence } => {
@@ -242,7 +267,51 @@ fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(Cluste
             }
         });
     }
+    events.extend(carry_corrections_over(record, clusters, links));
+    events.extend(outdated_by(record, &events));
     Ok(events)
+}
+
+/// Tells what becomes of each decision of a person: it holds for a new speaker, against whatever the machine
+/// made of it (`links`), or it waits for a person. None is lost, none is guessed.
+fn carry_corrections_over(
+    record: &Record,
+    clusters: &Diarization,
+    mut links: BTreeMap<SpeakerId, Link>,
+) -> Vec<MeetingEvent> {
+    if record.corrections.is_empty() {
+        return vec![];
+    }
+    let new_speaker = |cluster: &Cluster| {
+        let speaker_id = record.id.speaker(record.attempts, &cluster.cluster_id);
+        (speaker_id, Speech::from(cluster.segments.clone()))
+    };
+    let speakers: BTreeMap<_, _> = clusters.clusters().iter().map(new_speaker).collect();
+    let decided: Vec<_> = record
+        .corrections
+        .values()
+        .map(|correction| HumanWord { to: correction.to, speech: correction.speech.clone() })
+        .collect();
+    let outcomes = carry_over(&decided, &speakers);
+    let mut event = |decided_about: SpeakerId, correction: &Correction, outcome| match outcome {
+        CarryOver::Carried(Overlap { speaker_id, overlap_ms }) => {
+            let by_person = |profile_id| Link { profile_id, confidence: None, by: LinkedBy::Person };
+            let until_now = match correction.to.map(by_person) {
+                Some(link) => links.insert(speaker_id, link),
+                None => links.remove(&speaker_id),
+            };
+            let carried_from =
+                CarriedFrom { speaker_id: decided_about, attempt: correction.attempt, overlap_ms };
+            reassigned(speaker_id, until_now, correction.to, &correction.reason, Some(carried_from))
+        }
+        CarryOver::Ambiguous(candidates) => {
+            MeetingEvent::CorrectionNotCarried { speaker_id: decided_about, to: correction.to, candidates }
+        }
+    };
+    let corrections = record.corrections.iter().zip(outcomes);
+    corrections
+        .map(|((decided_about, correction), outcome)| event(*decided_about, correction, outcome))
+        .collect()
 }
 
 fn reassign(
@@ -256,21 +325,54 @@ fn reassign(
         return Err(MeetingError::UnknownSpeaker);
     };
     let from = speaker.link.map(|link| link.profile_id);
-    // Whoever asks for what is so already has what they want, whatever they expected.
-    if from == to {
+    // Whoever asks for what is so already has what they want, whatever they expected; unless an earlier
+    // decision waits for just this word.
+    let settles = record.corrections.values().any(|correction| correction.is_settled_by(speaker_id, to));
+    if from == to && !settles {
         return Ok(vec![]);
     }
     if expected.is_some_and(|expected| expected != from) {
         return Err(MeetingError::SpeakerChanged);
     }
-    Ok(vec![MeetingEvent::SpeakerReassigned {
+    let mut events = vec![reassigned(speaker_id, speaker.link, to, reason, None)];
+    events.extend(outdated_by(record, &events));
+    Ok(events)
+}
+
+fn reassigned(
+    speaker_id: SpeakerId,
+    until_now: Option<Link>,
+    to: Option<ProfileId>,
+    reason: &Reason,
+    carried_from: Option<CarriedFrom>,
+) -> MeetingEvent {
+    MeetingEvent::SpeakerReassigned {
         speaker_id,
-        from,
+        from: until_now.map(|link| link.profile_id),
         to,
         reason: reason.clone(),
-        previous_confidence: speaker.link.and_then(|link| link.confidence),
-        previous_by: speaker.link.map(|link| link.by),
-    }])
+        previous_confidence: until_now.and_then(|link| link.confidence),
+        previous_by: until_now.map(|link| link.by),
+        carried_from,
+    }
+}
+
+/// Tells which artifacts have other names in them than speakers have after `events`, unless it was told before.
+fn outdated_by(record: &Record, events: &[MeetingEvent]) -> Option<MeetingEvent> {
+    let renamed = events.iter().find_map(|event| {
+        if let MeetingEvent::SpeakerReassigned { speaker_id, from, to, .. } = event {
+            (from != to).then_some(*speaker_id)
+        } else {
+            None
+        }
+    });
+    let artifacts =
+        record.artifacts.values().filter(|artifact| !record.outdated.contains(&artifact.artifact_type));
+    let artifacts: Vec<_> = artifacts
+        .map(|artifact| OutdatedArtifact { id: artifact.id, artifact_type: artifact.artifact_type })
+        .collect();
+    let speaker_id = renamed.filter(|_| !artifacts.is_empty())?;
+    Some(MeetingEvent::ArtifactsOutdated { speaker_id, artifacts })
 }
 
 fn artifact(record: &Record, artifact_type: ArtifactType, s3_key: &S3Key, meta: Option<&Meta>) -> Artifact {

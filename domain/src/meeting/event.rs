@@ -3,10 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::carry_over::Overlap;
 use crate::Timestamp;
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, ArtifactType};
 use crate::file::{ContentFp, File};
-use crate::ids::{FileId, MeetingId, OwnerId, ProfileId, SpeakerId};
+use crate::ids::{ArtifactId, FileId, MeetingId, OwnerId, ProfileId, SpeakerId};
 use crate::speaker::{Confidence, Diarization, Evidence, LinkedBy, Speaker};
 use crate::text::{Language, Reason, Stage, WorkerId};
 
@@ -79,11 +80,40 @@ pub enum MeetingEvent {
         /// Who had made the link until now, if there was one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         previous_by: Option<LinkedBy>,
+        /// Of what decision this is the continuation: a new diarization found the speaker about whom a person
+        /// had decided once more. The metadata is then of whoever recorded the diarization.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        carried_from: Option<CarriedFrom>,
+    },
+    /// A new diarization leaves it open which of its speakers, if any, a person's decision is about. It waits
+    /// for a person.
+    CorrectionNotCarried {
+        /// About whom the person decided: a speaker of an earlier diarization.
+        speaker_id: SpeakerId,
+        /// Who that was, by the person's word.
+        to: Option<ProfileId>,
+        /// Whom it may be about: those with the most speech in common, first the most.
+        candidates: Vec<Overlap>,
+    },
+    /// A person said that a decision which waited is about nobody by now.
+    CorrectionDismissed {
+        /// About whom the decision was: a speaker of an earlier diarization.
+        speaker_id: SpeakerId,
+        /// Why.
+        reason: Reason,
     },
     /// A transcript or summary was written. It takes the place of an earlier one of its type.
     ArtifactStored {
         /// What and where.
         artifact: Artifact,
+    },
+    /// A speaker is called otherwise than when these artifacts were stored. They are until one of their type
+    /// is stored again.
+    ArtifactsOutdated {
+        /// Whose other name was the first to make them so.
+        speaker_id: SpeakerId,
+        /// Those that were not outdated before, in order of type.
+        artifacts: Vec<OutdatedArtifact>,
     },
     /// A stage's result was kept for whoever meets the same audio again.
     StageResultCached {
@@ -117,6 +147,27 @@ pub enum MeetingEvent {
         /// When.
         erased_at: Timestamp,
     },
+}
+
+/// Where a decision comes from that was carried over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedFrom {
+    /// About whom the person decided: a speaker of an earlier diarization.
+    pub speaker_id: SpeakerId,
+    /// The attempt that made that diarization.
+    pub attempt: u32,
+    /// How long both speak at once, in milliseconds.
+    pub overlap_ms: u32,
+}
+
+/// An artifact that is older than a speaker's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutdatedArtifact {
+    /// The artifact.
+    pub id: ArtifactId,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub artifact_type: ArtifactType,
 }
 
 /// The facts of a registration.
@@ -157,7 +208,7 @@ pub struct MeetingCompleted {
 
 impl MeetingEvent {
     /// The names of all events of a meeting, as they are stored.
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 16] = [
         "MeetingRegistered",
         "ProcessingStarted",
         "ContentFingerprinted",
@@ -166,7 +217,10 @@ impl MeetingEvent {
         "SpeakerIdentified",
         "SpeakerNotIdentified",
         "SpeakerReassigned",
+        "CorrectionNotCarried",
+        "CorrectionDismissed",
         "ArtifactStored",
+        "ArtifactsOutdated",
         "StageResultCached",
         "MeetingCompleted",
         "MeetingFailed",
@@ -184,7 +238,10 @@ impl MeetingEvent {
             Self::SpeakerIdentified { .. } => "SpeakerIdentified",
             Self::SpeakerNotIdentified { .. } => "SpeakerNotIdentified",
             Self::SpeakerReassigned { .. } => "SpeakerReassigned",
+            Self::CorrectionNotCarried { .. } => "CorrectionNotCarried",
+            Self::CorrectionDismissed { .. } => "CorrectionDismissed",
             Self::ArtifactStored { .. } => "ArtifactStored",
+            Self::ArtifactsOutdated { .. } => "ArtifactsOutdated",
             Self::StageResultCached { .. } => "StageResultCached",
             Self::MeetingCompleted(_) => "MeetingCompleted",
             Self::MeetingFailed { .. } => "MeetingFailed",
@@ -204,7 +261,10 @@ impl MeetingEvent {
             | Self::SpeakerIdentified { .. }
             | Self::SpeakerNotIdentified { .. }
             | Self::SpeakerReassigned { .. }
+            | Self::CorrectionNotCarried { .. }
+            | Self::CorrectionDismissed { .. }
             | Self::ArtifactStored { .. }
+            | Self::ArtifactsOutdated { .. }
             | Self::StageResultCached { .. }
             | Self::MeetingCompleted(_)
             | Self::MeetingFailed { .. }

@@ -1,11 +1,13 @@
-//! What a meeting's events add up to: no more than decisions need. Segments and cached values stay in the
-//! log; of them a digest is kept, by which a repeated command is known.
+//! What a meeting's events add up to: no more than decisions need. Voices and cached values stay in the log;
+//! of them a digest is kept, by which a repeated command is known. Segments are kept: when a person decides
+//! about a speaker, what that person heard must be known, or the decision could not outlive the diarization.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{MeetingCompleted, MeetingEvent, MeetingRegistered};
+use super::carry_over::{Overlap, Speech};
+use super::event::{CarriedFrom, MeetingCompleted, MeetingEvent, MeetingRegistered};
 use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType};
 use crate::digest::Digest;
@@ -49,14 +51,48 @@ pub struct Record {
     pub diarized: Option<(u32, Digest)>,
     /// The latest diarization's speakers.
     pub speakers: BTreeMap<SpeakerId, Speaker>,
+    /// When each of them speaks.
+    pub speech: BTreeMap<SpeakerId, Speech>,
     /// Who each of them was before the latest reassignment, if there was one.
     pub reassigned_from: BTreeMap<SpeakerId, Option<ProfileId>>,
-    /// Whether a person decided about one of them, be it that it is nobody known.
-    pub corrected: bool,
+    /// What people decided and nobody has settled otherwise since, by the speaker about whom they decided, be
+    /// it one of an earlier diarization.
+    pub corrections: BTreeMap<SpeakerId, Correction>,
     /// The latest artifact of each type.
     pub artifacts: BTreeMap<ArtifactType, Artifact>,
+    /// Which of them are older than a speaker's name.
+    pub outdated: BTreeSet<ArtifactType>,
     /// The cached stages: digest of fingerprint and value, and when it expires.
     pub cached: BTreeMap<Stage, (Digest, Option<Timestamp>)>,
+}
+
+/// What a person decided about a speaker.
+///
+/// It stays with the speech that the person heard, however often it is carried over: nothing adds up that
+/// differs from one diarization to the next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Correction {
+    /// The attempt of whose diarization the speaker is.
+    pub attempt: u32,
+    /// Who it is, or nobody known.
+    pub to: Option<ProfileId>,
+    /// Why.
+    pub reason: Reason,
+    /// When the speaker speaks.
+    pub speech: Speech,
+    /// For which of the latest diarization's speakers it holds; absent while it waits for a person.
+    pub holds_for: Option<SpeakerId>,
+    /// While it waits, whom it may be about: those with the most speech in common, first the most.
+    pub candidates: Vec<Overlap>,
+}
+
+impl Correction {
+    /// Says whether it waits for a person to say that `speaker_id` is `to`.
+    pub(super) fn is_settled_by(&self, speaker_id: SpeakerId, to: Option<ProfileId>) -> bool {
+        self.holds_for.is_none()
+            && self.to == to
+            && self.candidates.iter().any(|candidate| candidate.speaker_id == speaker_id)
+    }
 }
 
 /// Where an active meeting stands.
@@ -107,7 +143,30 @@ impl Status {
     }
 }
 
+impl Meeting {
+    /// Returns how much room the segments that it keeps take, in bytes: of all that it is, the only part that
+    /// may be large.
+    pub fn speech_bytes(&self) -> usize {
+        match self {
+            Self::Unregistered | Self::Erased { .. } => 0,
+            Self::Active(record) => {
+                let of_corrections = record.corrections.values().map(|correction| &correction.speech);
+                record.speech.values().chain(of_corrections).map(Speech::bytes).sum()
+            }
+        }
+    }
+}
+
 impl Record {
+    /// Returns what people decided about speakers of an earlier diarization and what is about none of the
+    /// latest one's yet: it waits for a person, or for the next diarization.
+    pub fn pending_corrections(&self) -> impl Iterator<Item = (SpeakerId, &Correction)> {
+        self.corrections
+            .iter()
+            .filter(|(_, correction)| correction.holds_for.is_none())
+            .map(|(id, correction)| (*id, correction))
+    }
+
     /// Returns the digest by which a cached result is known.
     pub(super) fn cached_digest(content_fp: &ContentFp, value: &str) -> Digest {
         Digest::of(&(content_fp, value))
@@ -143,9 +202,11 @@ fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
         language: None,
         diarized: None,
         speakers: BTreeMap::new(),
+        speech: BTreeMap::new(),
         reassigned_from: BTreeMap::new(),
-        corrected: false,
+        corrections: BTreeMap::new(),
         artifacts: BTreeMap::new(),
+        outdated: BTreeSet::new(),
         cached: BTreeMap::new(),
     }
 }
@@ -167,22 +228,50 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
             record.diarized = Some((*attempt, Digest::of(clusters)));
             record.speakers = speakers_of(record.id, *attempt, clusters);
+            record.speech = speech_of(record.id, *attempt, clusters);
             record.reassigned_from.clear();
-            record.corrected = false;
+            // What becomes of each is told by the events that follow.
+            for correction in record.corrections.values_mut() {
+                correction.holds_for = None;
+                correction.candidates.clear();
+            }
         }
         MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, .. } => {
             let link = Link { profile_id: *profile_id, confidence: Some(*confidence), by: LinkedBy::Machine };
             relink(record, *speaker_id, Some(link));
         }
         MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => relink(record, *speaker_id, None),
-        MeetingEvent::SpeakerReassigned { speaker_id, from, to, .. } => {
-            record.reassigned_from.insert(*speaker_id, *from);
+        MeetingEvent::SpeakerReassigned { speaker_id, from, to, reason, carried_from, .. } => {
+            // An event that gives another author to what is so already leaves nothing to undo.
+            if from != to || !record.reassigned_from.contains_key(speaker_id) {
+                record.reassigned_from.insert(*speaker_id, *from);
+            }
             let link = to.map(|profile_id| Link { profile_id, confidence: None, by: LinkedBy::Person });
             relink(record, *speaker_id, link);
-            record.corrected = true;
+            match carried_from {
+                Some(CarriedFrom { speaker_id: decided_about, .. }) => {
+                    if let Some(correction) = record.corrections.get_mut(decided_about) {
+                        correction.holds_for = Some(*speaker_id);
+                        correction.candidates.clear();
+                    }
+                }
+                None => correct(record, *speaker_id, *to, reason),
+            }
+        }
+        MeetingEvent::CorrectionNotCarried { speaker_id, candidates, .. } => {
+            if let Some(correction) = record.corrections.get_mut(speaker_id) {
+                correction.candidates.clone_from(candidates);
+            }
+        }
+        MeetingEvent::CorrectionDismissed { speaker_id, .. } => {
+            record.corrections.remove(speaker_id);
         }
         MeetingEvent::ArtifactStored { artifact } => {
+            record.outdated.remove(&artifact.artifact_type);
             record.artifacts.insert(artifact.artifact_type, artifact.clone());
+        }
+        MeetingEvent::ArtifactsOutdated { artifacts, .. } => {
+            record.outdated.extend(artifacts.iter().map(|artifact| artifact.artifact_type));
         }
         MeetingEvent::StageResultCached { stage, content_fp, value, expires_at } => {
             let digest = Record::cached_digest(content_fp, value);
@@ -193,6 +282,12 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
             record.speakers = speakers.iter().map(|speaker| (speaker.id, speaker.clone())).collect();
             record.artifacts =
                 artifacts.iter().map(|artifact| (artifact.artifact_type, artifact.clone())).collect();
+            record.outdated.retain(|artifact_type| record.artifacts.contains_key(artifact_type));
+            // An attempt that diarized nothing leaves nobody about whom a decision could be.
+            record.speech.retain(|id, _| record.speakers.contains_key(id));
+            for correction in record.corrections.values_mut() {
+                correction.holds_for = correction.holds_for.filter(|id| record.speakers.contains_key(id));
+            }
         }
         MeetingEvent::MeetingFailed { stage, reason, .. } => {
             record.status = Status::Failed { stage: stage.clone(), reason: reason.clone() };
@@ -207,6 +302,32 @@ fn speakers_of(meeting: MeetingId, attempt: u32, clusters: &Diarization) -> BTre
         (id, Speaker { id, cluster_id: cluster.cluster_id.clone(), link: None })
     };
     clusters.clusters().iter().map(speaker).collect()
+}
+
+fn speech_of(meeting: MeetingId, attempt: u32, clusters: &Diarization) -> BTreeMap<SpeakerId, Speech> {
+    let speech = |cluster: &Cluster| {
+        (meeting.speaker(attempt, &cluster.cluster_id), Speech::from(cluster.segments.clone()))
+    };
+    clusters.clusters().iter().map(speech).collect()
+}
+
+/// A person's word about a speaker takes the place of what was carried over to it, and settles what waited for
+/// just this word.
+fn correct(record: &mut Record, speaker_id: SpeakerId, to: Option<ProfileId>, reason: &Reason) {
+    record.corrections.retain(|_, correction| {
+        correction.holds_for != Some(speaker_id) && !correction.is_settled_by(speaker_id, to)
+    });
+    if let (Some((attempt, _)), Some(speech)) = (&record.diarized, record.speech.get(&speaker_id)) {
+        let correction = Correction {
+            attempt: *attempt,
+            to,
+            reason: reason.clone(),
+            speech: speech.clone(),
+            holds_for: Some(speaker_id),
+            candidates: vec![],
+        };
+        record.corrections.insert(speaker_id, correction);
+    }
 }
 
 fn relink(record: &mut Record, speaker_id: SpeakerId, link: Option<Link>) {

@@ -22,7 +22,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::given::{Decider, at, id, json, story};
-use crate::{meeting_spec as m, profile_spec as p};
+use crate::{carry_over as c, meeting_spec as m, profile_spec as p};
 
 /// Commands to one meeting from pools so small that they interact: that they repeat, contradict and
 /// outlive each other.
@@ -43,7 +43,11 @@ fn meeting_command() -> impl Strategy<Value = MeetingCommand> {
         2 => select(vec!["de", "fr"]).prop_map(m::language),
         6 => btree_map(labels(), person(), 0..3)
             .prop_map(|clusters| m::speakers(&clusters.into_iter().collect::<Vec<_>>())),
-        6 => (attempt, labels(), person()).prop_map(|(n, label, to)| m::reassign(m::speaker(n, label), to)),
+        4 => vec((labels(), 0..60_u32, 1..60_u32), 0..6).prop_map(|spoken| c::spoken(&spoken)),
+        6 => (attempt.clone(), labels(), person())
+            .prop_map(|(n, label, to)| m::reassign(m::speaker(n, label), to)),
+        3 => (attempt.clone(), labels()).prop_map(|(n, label)| m::undo(m::speaker(n, label))),
+        3 => (attempt, labels()).prop_map(|(n, label)| m::dismiss(m::speaker(n, label))),
         4 => (select(ArtifactType::ALL.to_vec()), key).prop_map(|(kind, key)| m::store(kind, key)),
         4 => result.prop_map(|(stage, value, now, until)| m::cache(stage, value, now, until)),
         3 => Just(m::complete()),
@@ -97,6 +101,11 @@ fn repeated<A: Decider>(commands: &[A::Command]) -> Option<(&A::Command, Vec<A::
         }
     }
     None
+}
+
+/// Undoing twice is undoing what was undone.
+const fn undoes(command: &MeetingCommand) -> bool {
+    matches!(command, MeetingCommand::UndoReassignment { .. })
 }
 
 /// The one command in which the clock matters: a result that has expired already is stored each time.
@@ -234,6 +243,11 @@ fn meeting_s_life() -> impl Strategy<Value = Vec<MeetingCommand>> {
                 },
                 MeetingCommand::Complete { at: then },
                 m::reprocess("anna"),
+                m::speakers(&[]),
+                MeetingCommand::DismissCorrection {
+                    speaker_id: meeting_id.speaker(1, &label),
+                    reason: reason.clone(),
+                },
                 MeetingCommand::Fail(FailMeeting { stage, reason: reason.clone(), at: then }),
                 MeetingCommand::Erase { reason, at: later },
             ]
@@ -293,8 +307,8 @@ proptest! {
 
     #[test]
     fn a_command_to_a_meeting_takes_effect_once(commands in vec(meeting_command(), 0..80)) {
-        let timeless = |command: &&MeetingCommand| !caches_what_expired(command);
-        let commands: Vec<MeetingCommand> = commands.iter().filter(timeless).cloned().collect();
+        let lasting = |command: &&MeetingCommand| !caches_what_expired(command) && !undoes(command);
+        let commands: Vec<MeetingCommand> = commands.iter().filter(lasting).cloned().collect();
         prop_assert_eq!(repeated::<Meeting>(&commands), None);
     }
 

@@ -59,7 +59,10 @@ event_types![
     ("meeting", "speaker_identified", "SpeakerIdentified", MeetingSpeakerIdentified),
     ("meeting", "speaker_not_identified", "SpeakerNotIdentified", MeetingSpeakerNotIdentified),
     ("meeting", "speaker_reassigned", "SpeakerReassigned", MeetingSpeakerReassigned),
+    ("meeting", "correction_not_carried", "CorrectionNotCarried", MeetingCorrectionNotCarried),
+    ("meeting", "correction_dismissed", "CorrectionDismissed", MeetingCorrectionDismissed),
     ("meeting", "artifact_stored", "ArtifactStored", MeetingArtifactStored),
+    ("meeting", "artifacts_outdated", "ArtifactsOutdated", MeetingArtifactsOutdated),
     ("meeting", "stage_result_cached", "StageResultCached", MeetingStageResultCached),
     ("meeting", "completed", "MeetingCompleted", MeetingCompleted),
     ("meeting", "failed", "MeetingFailed", MeetingFailed),
@@ -128,7 +131,10 @@ pub enum PublicEvent {
     MeetingSpeakerIdentified(MeetingSpeakerIdentified),
     MeetingSpeakerNotIdentified(MeetingSpeakerNotIdentified),
     MeetingSpeakerReassigned(MeetingSpeakerReassigned),
+    MeetingCorrectionNotCarried(MeetingCorrectionNotCarried),
+    MeetingCorrectionDismissed(MeetingCorrectionDismissed),
     MeetingArtifactStored(MeetingArtifactStored),
+    MeetingArtifactsOutdated(MeetingArtifactsOutdated),
     MeetingStageResultCached(MeetingStageResultCached),
     MeetingCompleted(MeetingCompleted),
     MeetingFailed(MeetingFailed),
@@ -260,6 +266,29 @@ public! {
         from: Option<Uuid>,
         /// Who it is from now on.
         to: Option<Uuid>,
+        /// The speaker of an earlier attempt about whom it was decided, where the decision was carried over.
+        carried_from: Option<Uuid>,
+    }
+
+    /// A new diarization leaves it open which of its speakers, if any, a person's decision is about. It waits
+    /// for a person.
+    MeetingCorrectionNotCarried {
+        /// The meeting.
+        meeting_id: Uuid,
+        /// The speaker of an earlier attempt about whom it was decided.
+        speaker_id: Uuid,
+        /// Who that was, by the person's word.
+        to: Option<Uuid>,
+        /// The speakers whom it may be about, the likeliest first.
+        candidates: Vec<Uuid>,
+    }
+
+    /// A person said that a decision which waited is about nobody by now.
+    MeetingCorrectionDismissed {
+        /// The meeting.
+        meeting_id: Uuid,
+        /// The speaker of an earlier attempt about whom it was decided.
+        speaker_id: Uuid,
     }
 
     /// A transcript or summary was written; an earlier one of its type is gone.
@@ -268,6 +297,26 @@ public! {
         meeting_id: Uuid,
         /// What and where.
         artifact: Artifact,
+    }
+
+    /// A speaker is called otherwise than when these artifacts were stored: whoever has names from them renders
+    /// them anew. They are outdated until one of their type is stored again.
+    MeetingArtifactsOutdated {
+        /// The meeting.
+        meeting_id: Uuid,
+        /// Whose other name was the first to make them so.
+        speaker_id: Uuid,
+        /// Those that were not outdated before, in order of type.
+        artifacts: Vec<OutdatedArtifact>,
+    }
+
+    /// An artifact that is older than a speaker's name.
+    OutdatedArtifact {
+        /// The artifact.
+        artifact_id: Uuid,
+        /// `transcript.md`, `transcript.vtt`, `transcript.srt` or `summary.json`.
+        #[serde(rename = "type")]
+        artifact_type: String,
     }
 
     /// A document about a meeting, in the object store.
@@ -479,16 +528,43 @@ fn meeting_event(id: domain::ids::MeetingId, event: &MeetingEvent) -> PublicEven
             reason: _,
             previous_confidence: _,
             previous_by: _,
+            carried_from,
         } => PublicEvent::MeetingSpeakerReassigned(MeetingSpeakerReassigned {
             meeting_id,
             speaker_id: speaker_id.as_uuid(),
             from: from.map(|profile| profile.as_uuid()),
             to: to.map(|profile| profile.as_uuid()),
+            carried_from: carried_from.map(|from| from.speaker_id.as_uuid()),
         }),
+        MeetingEvent::CorrectionNotCarried { speaker_id, to, candidates } => {
+            PublicEvent::MeetingCorrectionNotCarried(MeetingCorrectionNotCarried {
+                meeting_id,
+                speaker_id: speaker_id.as_uuid(),
+                to: to.map(|profile| profile.as_uuid()),
+                candidates: candidates.iter().map(|candidate| candidate.speaker_id.as_uuid()).collect(),
+            })
+        }
+        MeetingEvent::CorrectionDismissed { speaker_id, reason: _ } => {
+            PublicEvent::MeetingCorrectionDismissed(MeetingCorrectionDismissed {
+                meeting_id,
+                speaker_id: speaker_id.as_uuid(),
+            })
+        }
         MeetingEvent::ArtifactStored { artifact: stored } => {
             PublicEvent::MeetingArtifactStored(MeetingArtifactStored {
                 meeting_id,
                 artifact: artifact(stored),
+            })
+        }
+        MeetingEvent::ArtifactsOutdated { speaker_id, artifacts } => {
+            let outdated = |artifact: &domain::meeting::OutdatedArtifact| OutdatedArtifact {
+                artifact_id: artifact.id.as_uuid(),
+                artifact_type: artifact.artifact_type.as_str().to_owned(),
+            };
+            PublicEvent::MeetingArtifactsOutdated(MeetingArtifactsOutdated {
+                meeting_id,
+                speaker_id: speaker_id.as_uuid(),
+                artifacts: artifacts.iter().map(outdated).collect(),
             })
         }
         MeetingEvent::StageResultCached { stage, content_fp, value: _, expires_at } => {

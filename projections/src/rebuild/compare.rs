@@ -27,7 +27,7 @@ struct Compared {
     counts: &'static str,
 }
 
-const TABLES: [Compared; 8] = [
+const TABLES: [Compared; 10] = [
     Compared {
         table: "files",
         key: "id",
@@ -56,6 +56,32 @@ const TABLES: [Compared; 8] = [
         table: "artifacts",
         key: "id",
         columns: &["meeting_id", "type", "s3_key", "meta"],
+        counts: "true",
+    },
+    Compared {
+        table: "stale_artifacts",
+        key: "artifact_id",
+        columns: &["meeting_id", "position"],
+        counts: "true",
+    },
+    Compared {
+        table: "speaker_reassignments",
+        key: "position",
+        columns: &[
+            "recorded_at",
+            "meeting_id",
+            "sequence",
+            "speaker_id",
+            "cluster_id",
+            "from_profile_id",
+            "to_profile_id",
+            "reason",
+            "actor",
+            "actor_kind",
+            "previous_by",
+            "previous_confidence",
+            "correlation_id",
+        ],
         counts: "true",
     },
     // An expired row is as good as none.
@@ -94,6 +120,9 @@ pub struct TableReport {
     pub differing: u64,
     /// In which columns they differ, and in how many rows each.
     pub columns: BTreeMap<String, u64>,
+    /// Whether the live generation does not have the table.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub new_table: bool,
     /// Columns that the live one does not have.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub new_columns: Vec<String>,
@@ -190,6 +219,11 @@ async fn compare_table(
     let live = columns_of(snapshot, place, table, columns).await?;
     let (columns, new): (Vec<&str>, Vec<&str>) =
         columns.iter().copied().partition(|column| live.iter().any(|name| name == column));
+    if columns.is_empty() {
+        // So is a whole table.
+        let table = (*table).to_owned();
+        return Ok(TableReport { table, new_table: true, ..TableReport::default() });
+    }
     let rows_that_count = |schema: &str| {
         let place = quoted(if *table == PARKED { "ops" } else { schema });
         format!("{place}.{} WHERE {}", quoted(table), counts.replace("{schema}", &quoted(schema)))

@@ -260,7 +260,9 @@ async fn a_path_that_names_nothing_is_not_found_and_one_that_cannot_name_anythin
                 "key" => (vec!["nobody:knows", "meeting", "%00", "a%2fb", long.as_str()], vec!["%ff"]),
                 other => panic!("the document has a parameter {other} that the tests do not know yet"),
             };
-            let not_found = if name == "speaker" {
+            let not_found = if operation.path.ends_with("/dismiss") && name == "speaker" {
+                "correction_not_found"
+            } else if name == "speaker" {
                 "speaker_not_found"
             } else if name == "sample" {
                 "sample_not_found"
@@ -370,6 +372,7 @@ fn refusal(status: &str, command: &str) -> Option<&'static str> {
         ) => ILLEGAL,
         // A speaker is of one meeting, whatever its status.
         ("speakers/{speaker}/reassign" | "speakers/{speaker}/undo", _) => None,
+        ("pending-corrections/{speaker}/dismiss", _) => None,
         (other, _) => panic!("the document has a command {other} that the tests do not know yet"),
     }
 }

@@ -134,9 +134,34 @@ pub(crate) fn reassigned(meeting: Uuid, attempt: u32, cluster: &str, to: Option<
     of_meeting(meeting, json!({"SpeakerReassigned": reassigned}))
 }
 
+/// Somebody sets right what a machine was that sure of.
+pub(crate) fn reassigned_from_machine(
+    meeting: Uuid,
+    attempt: u32,
+    cluster: &str,
+    from: Uuid,
+    confidence: f64,
+    to: Option<Uuid>,
+) -> Given {
+    let mut given = reassigned(meeting, attempt, cluster, to);
+    let reassigned = &mut given.payload["SpeakerReassigned"];
+    reassigned["from"] = json!(from);
+    reassigned["previous_confidence"] = json!(confidence);
+    reassigned["previous_by"] = json!("machine");
+    given
+}
+
 fn artifact(meeting: Uuid, attempt: u32, artifact_type: &str, s3_key: &str) -> Value {
     json!({"id": artifact_id(meeting, attempt, artifact_type), "attempt": attempt, "type": artifact_type,
            "s3_key": s3_key, "meta": {"words": 12}})
+}
+
+/// Says that a speaker's name is newer than these artifacts of the attempt.
+pub(crate) fn outdated(meeting: Uuid, attempt: u32, cluster: &str, types: &[&str]) -> Given {
+    let artifact = |kind: &&str| json!({"id": artifact_id(meeting, attempt, kind), "type": kind});
+    let artifacts = types.iter().map(artifact).collect::<Vec<_>>();
+    let speaker_id = speaker(meeting, attempt, cluster);
+    of_meeting(meeting, json!({"ArtifactsOutdated": {"speaker_id": speaker_id, "artifacts": artifacts}}))
 }
 
 pub(crate) fn stored(meeting: Uuid, attempt: u32, artifact_type: &str, s3_key: &str) -> Given {

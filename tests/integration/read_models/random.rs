@@ -12,7 +12,9 @@ use tests::TestDatabase;
 use tests::clock::now;
 use uuid::Uuid;
 
-use super::history::{append, cached, completed, created, diarized, registered, started};
+use super::history::{
+    append, cached, completed, created, diarized, outdated, reassigned, registered, started,
+};
 use super::{assert_tables_equal_the_fold, caught_up_and_equal};
 
 /// Few of each, so that they meet.
@@ -71,6 +73,11 @@ async fn the_comparison_sees_a_row_that_is_wrong_missing_or_one_too_many() {
         "UPDATE user_profiles SET display_name = 'Bo'",
         "DELETE FROM user_profiles",
         "DELETE FROM artifacts",
+        "UPDATE stale_artifacts SET position = position - 1",
+        "DELETE FROM stale_artifacts",
+        "UPDATE speaker_reassignments SET actor = 'nobody'",
+        "UPDATE speaker_reassignments SET recorded_at = recorded_at - interval '1 microsecond'",
+        "DELETE FROM speaker_reassignments",
         "UPDATE cache SET value = value || ' ' WHERE key LIKE 'asr%'",
         "DELETE FROM cache WHERE key LIKE 'meeting:%'",
         "UPDATE cache_origin SET position = position - 1",
@@ -84,8 +91,10 @@ async fn the_comparison_sees_a_row_that_is_wrong_missing_or_one_too_many() {
             registered(meeting),
             started(meeting, 1),
             diarized(meeting, 1, &["a"]),
+            reassigned(meeting, 1, "a", Some(Uuid::from_u128(1))),
             cached(meeting, "asr", "pcm:1", "words", None),
             completed(meeting, 1, &["a"], &[("transcript.md", "1.md")]),
+            outdated(meeting, 1, "a", &["transcript.md"]),
         ] {
             append(&book, &event).await;
         }
@@ -104,7 +113,7 @@ pub(crate) fn meeting_command(random: &mut fastrand::Rng, id: MeetingId) -> Meet
     let at = now();
     let worker = "w".parse().unwrap();
     let artifact_types = ["transcript.md", "transcript.vtt", "summary.json"];
-    match random.u8(..24) {
+    match random.u8(..27) {
         0..=4 => {
             let file = domain::file::File {
                 id: FileId::from(Uuid::from_u128(id.as_uuid().as_u128() + 0xf000)),
@@ -149,6 +158,15 @@ pub(crate) fn meeting_command(random: &mut fastrand::Rng, id: MeetingId) -> Meet
         21 => MeetingCommand::Complete { at },
         22 if random.u8(..4) == 0 => MeetingCommand::Erase { reason: "on request".parse().unwrap(), at },
         22 => MeetingCommand::Complete { at },
+        23 => MeetingCommand::DismissCorrection {
+            speaker_id: id.speaker(random.u32(1..4), &random_cluster(random).parse().unwrap()),
+            reason: "noise".parse().unwrap(),
+        },
+        24..=25 => MeetingCommand::UndoReassignment {
+            speaker_id: id.speaker(random.u32(1..4), &random_cluster(random).parse().unwrap()),
+            expected: None,
+            reason: "misheard".parse().unwrap(),
+        },
         _ => MeetingCommand::Fail(FailMeeting {
             stage: "asr".parse().unwrap(),
             reason: "noise".parse().unwrap(),
@@ -167,8 +185,10 @@ fn random_profile(random: &mut fastrand::Rng) -> ProfileId {
 
 fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
     let labels = ["a", "b", "c"].into_iter().filter(|_| random.bool()).collect::<Vec<_>>();
-    let cluster =
-        |label: &&str| Cluster { cluster_id: label.parse().unwrap(), segments: vec![], voice: None };
+    let cluster = |label: &&str| {
+        let segments = (0..random.usize(..3)).map(|_| (random.u32(..50), random.u32(..50)).into()).collect();
+        Cluster { cluster_id: label.parse().unwrap(), segments, voice: None }
+    };
     let clusters = labels.iter().map(cluster).collect::<Vec<_>>();
     let evidence = Evidence {
         model: "resemblyzer-0.1.4".parse().unwrap(),

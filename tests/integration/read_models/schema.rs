@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 use tests::TestDatabase;
 
-/// What DESIGN.md lists, and the two that keep the projector's place.
+/// What was asked for, the audit trail, what is stale, and the two that keep the projector's place.
 const COLUMNS: &str = "
 artifacts 1 id uuid not null
 artifacts 2 meeting_id uuid
@@ -31,11 +31,28 @@ meetings 3 status character varying(50) not null
 meetings 4 language character varying(10)
 meetings 5 started_at timestamp with time zone default now()
 meetings 6 finished_at timestamp with time zone
+speaker_reassignments 1 position bigint not null
+speaker_reassignments 2 recorded_at timestamp with time zone not null
+speaker_reassignments 3 meeting_id uuid not null
+speaker_reassignments 4 sequence bigint not null
+speaker_reassignments 5 speaker_id uuid not null
+speaker_reassignments 6 cluster_id character varying(50)
+speaker_reassignments 7 from_profile_id uuid
+speaker_reassignments 8 to_profile_id uuid
+speaker_reassignments 9 reason text not null
+speaker_reassignments 10 actor text
+speaker_reassignments 11 actor_kind text
+speaker_reassignments 12 previous_by character varying(50)
+speaker_reassignments 13 previous_confidence double precision
+speaker_reassignments 14 correlation_id text
 speakers 1 id uuid not null
 speakers 2 meeting_id uuid
 speakers 3 cluster_id character varying(50)
 speakers 4 user_profile_id uuid
 speakers 5 confidence double precision
+stale_artifacts 1 artifact_id uuid not null
+stale_artifacts 2 meeting_id uuid not null
+stale_artifacts 3 position bigint not null
 user_profiles 1 id uuid not null
 user_profiles 2 display_name character varying(255) not null
 user_profiles 3 embeddings jsonb
@@ -50,8 +67,12 @@ checkpoint PRIMARY KEY (generation)
 files PRIMARY KEY (id)
 meetings FOREIGN KEY (file_id) REFERENCES files(id)
 meetings PRIMARY KEY (id)
+speaker_reassignments FOREIGN KEY (meeting_id) REFERENCES meetings(id)
+speaker_reassignments PRIMARY KEY (\"position\")
 speakers FOREIGN KEY (meeting_id) REFERENCES meetings(id)
 speakers PRIMARY KEY (id)
+stale_artifacts FOREIGN KEY (meeting_id) REFERENCES meetings(id)
+stale_artifacts PRIMARY KEY (artifact_id)
 user_profiles PRIMARY KEY (id)";
 
 /// Those of the primary keys among them.
@@ -67,9 +88,16 @@ files UNIQUE INDEX btree (id)
 meetings INDEX btree (file_id)
 meetings INDEX btree (status)
 meetings UNIQUE INDEX btree (id)
+speaker_reassignments INDEX btree (actor, \"position\")
+speaker_reassignments INDEX btree (from_profile_id, \"position\")
+speaker_reassignments INDEX btree (meeting_id, \"position\")
+speaker_reassignments INDEX btree (to_profile_id, \"position\")
+speaker_reassignments UNIQUE INDEX btree (\"position\")
 speakers INDEX btree (meeting_id)
 speakers INDEX btree (user_profile_id)
 speakers UNIQUE INDEX btree (id)
+stale_artifacts INDEX btree (meeting_id)
+stale_artifacts UNIQUE INDEX btree (artifact_id)
 user_profiles UNIQUE INDEX btree (id)";
 
 #[tokio::test]
