@@ -222,6 +222,7 @@ impl Player<'_> {
         let cluster = |cluster: &SampleCluster| Cluster {
             cluster_id: cluster.cluster_id.clone(),
             segments: cluster.segments.clone(),
+            speech_ms: None,
             voice: None,
         };
         let clusters = sample.clusters.iter().map(cluster).collect::<Vec<_>>().try_into()?;

@@ -149,6 +149,7 @@ impl Workload {
             .map(|n| Cluster {
                 cluster_id: format!("spk{n:02}").parse().unwrap(),
                 segments: vec![],
+                speech_ms: None,
                 voice: None,
             })
             .collect::<Vec<_>>();

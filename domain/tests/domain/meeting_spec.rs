@@ -78,6 +78,7 @@ fn diarization(labels: &[&str]) -> Diarization {
     let cluster = |label: &&str| Cluster {
         cluster_id: parsed(label),
         segments: vec![(0, 4180).into(), (9650, 12_730).into()],
+        speech_ms: None,
         voice: None,
     };
     labels.iter().map(cluster).collect::<Vec<_>>().try_into().expect("a test's labels differ")

@@ -186,8 +186,9 @@ fn file() -> impl Strategy<Value = File> {
 fn speakers() -> impl Strategy<Value = (ClusterId, MeetingCommand)> {
     let cluster = || {
         let segment = (0..=u32::MAX / 2, 0..=u32::MAX / 2).prop_map(Into::into);
-        (text(50), vec(segment, 0..4), option::of(voice()))
-            .prop_map(|(cluster_id, segments, voice)| Cluster { cluster_id, segments, voice })
+        (text(50), vec(segment, 0..4), option::of(voice())).prop_map(|(cluster_id, segments, voice)| {
+            Cluster { cluster_id, segments, speech_ms: None, voice }
+        })
     };
     let decision = (uuid(), confidence(), evidence(), evidence());
     ([cluster(), cluster()], decision).prop_filter_map(

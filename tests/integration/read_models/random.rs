@@ -167,8 +167,12 @@ fn random_profile(random: &mut fastrand::Rng) -> ProfileId {
 
 fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
     let labels = ["a", "b", "c"].into_iter().filter(|_| random.bool()).collect::<Vec<_>>();
-    let cluster =
-        |label: &&str| Cluster { cluster_id: label.parse().unwrap(), segments: vec![], voice: None };
+    let cluster = |label: &&str| Cluster {
+        cluster_id: label.parse().unwrap(),
+        segments: vec![],
+        speech_ms: None,
+        voice: None,
+    };
     let clusters = labels.iter().map(cluster).collect::<Vec<_>>();
     let evidence = Evidence {
         model: "resemblyzer-0.1.4".parse().unwrap(),
