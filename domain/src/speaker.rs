@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ValueError;
+use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
 use crate::text::{check, text_type};
 use crate::voice::{ModelId, Voice};
@@ -277,6 +278,21 @@ impl Decision {
         match self {
             Self::Identified { evidence, .. } | Self::NotIdentified { evidence } => evidence,
         }
+    }
+
+    /// Returns the fingerprint by which the decision is known when it is made once more.
+    pub(crate) fn digest(&self) -> Digest {
+        match self {
+            Self::Identified { profile_id, confidence, evidence } => {
+                Self::digest_of(Some((*profile_id, *confidence)), evidence)
+            }
+            Self::NotIdentified { evidence } => Self::digest_of(None, evidence),
+        }
+    }
+
+    /// Returns the fingerprint of what was decided, somebody or nobody, on this evidence.
+    pub(crate) fn digest_of(identified: Option<(ProfileId, Confidence)>, evidence: &Evidence) -> Digest {
+        Digest::of(&(identified, evidence))
     }
 }
 

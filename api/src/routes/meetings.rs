@@ -244,7 +244,8 @@ async fn speakers(
     Id(id): Id<MeetingId>,
     Command { body, context }: Command<Speakers>,
 ) -> Result<CommandAnswer, Problem> {
-    let record = MeetingCommand::RecordSpeakers { clusters: body.try_into()?, decisions: vec![] };
+    let record =
+        MeetingCommand::RecordSpeakers { clusters: body.try_into()?, decisions: vec![], matched: vec![] };
     send(&state, id, record, &context).await
 }
 
