@@ -17,3 +17,4 @@ pub mod schema;
 mod stored_rows;
 pub mod sweeper;
 pub mod tables;
+pub mod voice_index;
