@@ -20,6 +20,7 @@ use crate::app::{AppState, app, operations_app};
 use crate::book::Book;
 use crate::cli::Done;
 use crate::config::{DatabaseConfig, Part, ServeConfig};
+use crate::matching::Matching;
 use crate::{telemetry, terminal};
 
 /// How long after the signal to stop a request may still be under way, beyond the time that any may take.
@@ -35,6 +36,7 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     if config.only == Some(Part::Publisher) && stream.is_none() {
         bail!("a publisher needs a broker: --nats-url or NATS_URL names it");
     }
+    let matching = Matching::new(&config, config.policies().context("the matching policies cannot be used")?);
     let mut stop = pin!(stop_signal()?);
     let metrics = telemetry::init_metrics().context("cannot start metrics")?;
     // Before the database: a port that is taken should be heard of at once.
@@ -63,16 +65,28 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     }
     let longest = config.request_timeout;
     let stopping = CancellationToken::new();
-    let state = AppState::new(Arc::clone(&book), config, metrics, stopping.clone());
+    if answers {
+        let following = matching.voices.clone().follow(book.store.clone(), book.shutdown.clone());
+        book.tasks.spawn(following);
+    }
+    let voices = matching.voices.clone();
+    let state = AppState::new(Arc::clone(&book), config, matching, metrics, stopping.clone());
     let router = if answers { app(state) } else { operations_app(state) };
-    welcome(&book, address, answers);
-
     let serving = axum::serve(PatientListener(listener), router)
         .with_graceful_shutdown(stopping.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving.into_future());
+    // Health is served from the start; whoever reads this finds everything ready.
+    let welcoming = async {
+        if answers {
+            voices.caught_up().await;
+        }
+        welcome(&book, address, answers);
+        std::future::pending::<()>().await;
+    };
     let failed = tokio::select! {
         () = &mut stop => None,
         ended = &mut serving => Some(ended),
+        () = welcoming => None,
     };
     let result = match failed {
         Some(ended) => ended.map_err(anyhow::Error::from).and_then(|served| served.context("cannot serve")),

@@ -22,3 +22,4 @@ mod real_voices;
 mod rebuild;
 mod smoke;
 mod subscriber;
+mod voice_index;

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod bench;
 pub mod clock;
 pub mod nats;
+pub mod real_voices;
 pub mod server;
 pub mod workload;
 

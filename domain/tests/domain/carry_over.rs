@@ -31,13 +31,18 @@ fn diarized(stretches: &[(&str, u32, u32)], known: &[(&str, u128)]) -> MeetingCo
     for (label, from, length) in stretches {
         clusters.entry(label).or_default().push((from * 1000, length * 1000).into());
     }
-    let cluster = |(label, segments)| Cluster { cluster_id: parsed(label), segments, voice: None };
+    let cluster =
+        |(label, segments)| Cluster { cluster_id: parsed(label), segments, speech_ms: None, voice: None };
     let clusters = clusters.into_iter().map(cluster).collect::<Vec<_>>().try_into().expect("labels differ");
     let identified = |(label, person): &(&str, u128)| {
         let (confidence, evidence) = (confidence(0.91), evidence());
         (parsed(label), Decision::Identified { profile_id: id(*person), confidence, evidence })
     };
-    MeetingCommand::RecordSpeakers { clusters, decisions: known.iter().map(identified).collect() }
+    MeetingCommand::RecordSpeakers {
+        clusters,
+        decisions: known.iter().map(identified).collect(),
+        matched: vec![],
+    }
 }
 
 /// Two people speak: A for a minute, B for half of one.
@@ -197,10 +202,16 @@ fn where_there_is_doubt_a_decision_waits_for_a_person() {
         register(1),
         start("anna"),
         MeetingCommand::RecordSpeakers {
-            clusters: vec![Cluster { cluster_id: parsed("a"), segments: vec![], voice: None }]
-                .try_into()
-                .unwrap(),
+            clusters: vec![Cluster {
+                cluster_id: parsed("a"),
+                segments: vec![],
+                speech_ms: None,
+                voice: None,
+            }]
+            .try_into()
+            .unwrap(),
             decisions: vec![],
+            matched: vec![],
         },
         reassign(speaker(1, "a"), Some(1)),
         complete(),

@@ -187,7 +187,7 @@ fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
     let labels = ["a", "b", "c"].into_iter().filter(|_| random.bool()).collect::<Vec<_>>();
     let cluster = |label: &&str| {
         let segments = (0..random.usize(..3)).map(|_| (random.u32(..50), random.u32(..50)).into()).collect();
-        Cluster { cluster_id: label.parse().unwrap(), segments, voice: None }
+        Cluster { cluster_id: label.parse().unwrap(), segments, speech_ms: None, voice: None }
     };
     let clusters = labels.iter().map(cluster).collect::<Vec<_>>();
     let evidence = Evidence {
@@ -207,7 +207,7 @@ fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
         (label.parse().unwrap(), decision)
     };
     let decisions = labels.iter().map(decision).collect();
-    MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions }
+    MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions, matched: vec![] }
 }
 
 /// Any command of a profile; some are refused.
