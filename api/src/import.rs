@@ -257,7 +257,8 @@ impl Player<'_> {
             Status::Processing { .. } => false,
         };
         let clusters = clusters.clone();
-        self.send(MeetingCommand::RecordSpeakers { clusters, decisions: vec![] }, false).await?;
+        self.send(MeetingCommand::RecordSpeakers { clusters, decisions: vec![], matched: vec![] }, false)
+            .await?;
         self.send(MeetingCommand::Complete { at: now() }, false).await?;
         Ok(())
     }

@@ -24,6 +24,7 @@ pub mod publish;
 pub mod rebuild;
 pub mod routes;
 pub mod serve;
+pub mod speakers;
 pub mod status;
 pub mod subscribe;
 pub mod telemetry;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ValueError;
+use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
 use crate::text::{check, text_type};
 use crate::voice::{ModelId, Voice};
@@ -62,9 +63,20 @@ pub struct Cluster {
     /// as a decimal of its own).
     #[serde(with = "speech")]
     pub segments: Vec<Segment>,
+    /// How long it speaks in all, in milliseconds, where the diarization gave no segments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speech_ms: Option<u32>,
     /// Its voice, where the pipeline computed one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub voice: Option<Voice>,
+}
+
+impl Cluster {
+    /// Returns how long it speaks in all, in milliseconds.
+    pub fn total_speech_ms(&self) -> u64 {
+        let segments = self.segments.iter().map(|segment| u64::from(segment.duration_ms)).sum::<u64>();
+        self.speech_ms.map_or(segments, u64::from)
+    }
 }
 
 mod speech {
@@ -133,6 +145,9 @@ impl TryFrom<Vec<Cluster>> for Diarization {
         let runs_over = |s: &Segment| s.start_ms.checked_add(s.duration_ms).is_none();
         if clusters.iter().any(|cluster| cluster.segments.iter().any(runs_over)) {
             return Err(ValueError::new("segments", "must end before 2^32 milliseconds"));
+        }
+        if clusters.iter().any(|cluster| cluster.speech_ms.is_some() && !cluster.segments.is_empty()) {
+            return Err(ValueError::new("speech_ms", "must be left out where there are segments"));
         }
         // The order of labels and of segments says nothing: the same diarization twice is the same value.
         clusters.sort_by(|a, b| a.cluster_id.cmp(&b.cluster_id));
@@ -264,6 +279,21 @@ impl Decision {
             Self::Identified { evidence, .. } | Self::NotIdentified { evidence } => evidence,
         }
     }
+
+    /// Returns the fingerprint by which the decision is known when it is made once more.
+    pub(crate) fn digest(&self) -> Digest {
+        match self {
+            Self::Identified { profile_id, confidence, evidence } => {
+                Self::digest_of(Some((*profile_id, *confidence)), evidence)
+            }
+            Self::NotIdentified { evidence } => Self::digest_of(None, evidence),
+        }
+    }
+
+    /// Returns the fingerprint of what was decided, somebody or nobody, on this evidence.
+    pub(crate) fn digest_of(identified: Option<(ProfileId, Confidence)>, evidence: &Evidence) -> Digest {
+        Digest::of(&(identified, evidence))
+    }
 }
 
 /// Who linked a speaker to a profile.
@@ -308,6 +338,7 @@ mod tests {
         Cluster {
             cluster_id: label.parse().unwrap(),
             segments: segments.iter().copied().map(Segment::from).collect(),
+            speech_ms: None,
             voice: None,
         }
     }
@@ -323,9 +354,17 @@ mod tests {
     fn a_diarization_is_bounded_and_has_no_label_twice() {
         assert!(Diarization::try_from(vec![cluster("a", &[]), cluster("a", &[])]).is_err());
         assert!(Diarization::try_from(vec![cluster("a", &[(u32::MAX, 1)])]).is_err());
+        let said_twice = Cluster { speech_ms: Some(1), ..cluster("a", &[(0, 1)]) };
+        assert!(Diarization::try_from(vec![said_twice]).is_err());
         assert!(Diarization::try_from(vec![cluster("a", &vec![(0, 1); MAX_SEGMENTS + 1])]).is_err());
         let many = (0..=MAX_CLUSTERS).map(|n| cluster(&n.to_string(), &[])).collect::<Vec<_>>();
         assert!(Diarization::try_from(many).is_err());
+    }
+
+    #[test]
+    fn speech_is_said_by_segments_or_by_their_sum() {
+        assert_eq!(cluster("a", &[(0, 2), (1, 5)]).total_speech_ms(), 7);
+        assert_eq!(Cluster { speech_ms: Some(9), ..cluster("a", &[]) }.total_speech_ms(), 9);
     }
 
     #[test]

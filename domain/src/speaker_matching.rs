@@ -20,7 +20,7 @@ mod index;
 mod policy;
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use index::VoiceIndex;
 pub use policy::{Policy, Thresholds};
@@ -75,6 +75,33 @@ pub fn match_clusters(
         (cluster.cluster_id.clone(), decision(finding, assigned, policy, thresholds))
     };
     clusters.iter().zip(&findings).zip(assigned).map(decide).collect()
+}
+
+/// Decides which profiles the `clusters` of one meeting are, each by the policy for its voice's model. A cluster
+/// of a model without a policy was not compared. Where clusters of different models are one profile, which of
+/// them it is takes a human: none is identified.
+pub fn match_meeting(
+    index: &VoiceIndex,
+    policies: &[Policy],
+    clusters: &[ClusterVoice<'_>],
+) -> Vec<(ClusterId, Decision)> {
+    let by_policy = policies.iter().flat_map(|policy| match_clusters(index, policy, clusters));
+    let mut decisions: Vec<_> = by_policy.collect();
+    let mut uses = BTreeMap::<ProfileId, usize>::new();
+    for (_, decision) in &decisions {
+        if let Decision::Identified { profile_id, .. } = decision {
+            *uses.entry(*profile_id).or_default() += 1;
+        }
+    }
+    for (_, decision) in &mut decisions {
+        if let Decision::Identified { profile_id, evidence, .. } = decision
+            && uses[profile_id] > 1
+        {
+            *decision = Decision::NotIdentified { evidence: evidence.clone() };
+        }
+    }
+    decisions.sort_by(|(a, _), (b, _)| a.cmp(b));
+    decisions
 }
 
 /// A cosine similarity, or the difference of two, in millionths.

@@ -347,17 +347,32 @@ pub async fn read_aggregate(
     after_sequence: i64,
     limits: BatchLimits,
 ) -> Result<(Vec<StoredEvent>, bool), sqlx::Error> {
+    read_aggregate_but(pool, aggregate_type, aggregate_id, after_sequence, None, limits).await
+}
+
+/// Reads the events of one aggregate as [`read_aggregate`] does, but those of the type `but`, if one is named:
+/// large ones, which the reader would pass over.
+pub async fn read_aggregate_but(
+    pool: &PgPool,
+    aggregate_type: &str,
+    aggregate_id: Uuid,
+    after_sequence: i64,
+    but: Option<&str>,
+    limits: BatchLimits,
+) -> Result<(Vec<StoredEvent>, bool), sqlx::Error> {
     let mut rows = sqlx::query(
         "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence,
                 event_type, event_version, payload::text AS payload, metadata::text AS metadata
            FROM log.events
           WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence > $3
+            AND ($5::text IS NULL OR event_type <> $5)
           ORDER BY sequence LIMIT $4",
     )
     .bind(aggregate_type)
     .bind(aggregate_id.to_string())
     .bind(after_sequence)
     .bind(i64::try_from(limits.events).unwrap_or(i64::MAX).saturating_add(1))
+    .bind(but)
     .fetch(pool);
     let mut events = Vec::new();
     let mut bytes = 0;

@@ -420,6 +420,15 @@ pub async fn voice_samples(pool: &PgPool, id: Uuid) -> Result<Option<Vec<VoiceSa
     Ok(rows.pop().map(|row| row.embeddings.into_iter().map(sample).collect()))
 }
 
+/// Returns how those of `profiles` are called that there are.
+pub async fn display_names(pool: &PgPool, profiles: &[Uuid]) -> Result<BTreeMap<Uuid, String>, sqlx::Error> {
+    let names: Vec<(Uuid, String)> = read_twice!(pool, connection =>
+        sqlx::query_as("SELECT id, display_name FROM user_profiles WHERE id = ANY ($1)")
+            .bind(profiles)
+            .fetch_all(&mut *connection))?;
+    Ok(names.into_iter().collect())
+}
+
 /// Returns people in order of id, after `after`, at most `limit`.
 pub async fn profiles(
     pool: &PgPool,

@@ -133,7 +133,7 @@ impl Workload {
                 expires_at: Some(at + TimeDelta::days(3650)),
                 at,
             },
-            MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions: vec![] },
+            MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions: vec![], matched: vec![] },
             artifact(ArtifactType::TranscriptMd),
             artifact(ArtifactType::TranscriptVtt),
             artifact(ArtifactType::SummaryJson),
@@ -149,6 +149,7 @@ impl Workload {
             .map(|n| Cluster {
                 cluster_id: format!("spk{n:02}").parse().unwrap(),
                 segments: vec![],
+                speech_ms: None,
                 voice: None,
             })
             .collect::<Vec<_>>();

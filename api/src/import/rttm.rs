@@ -194,7 +194,7 @@ impl Draft {
         let hex = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let (size, duration) =
             size_and_duration(self.bytes, self.end_ms).ok_or("it is too long for its columns")?;
-        let cluster = |(cluster_id, segments)| Cluster { cluster_id, segments, voice: None };
+        let cluster = |(cluster_id, segments)| Cluster { cluster_id, segments, speech_ms: None, voice: None };
         let clusters = self.clusters.into_iter().map(cluster).collect::<Vec<_>>();
         Ok(Recording {
             name: name.to_owned(),

@@ -226,6 +226,7 @@ impl TryFrom<Speakers> for Diarization {
         let cluster = |Object(cluster): Object<SpeakerCluster>| Cluster {
             cluster_id: cluster.cluster_id,
             segments: cluster.segments.into_iter().map(segment).collect(),
+            speech_ms: None,
             voice: None,
         };
         speakers.clusters.into_iter().map(cluster).collect::<Vec<_>>().try_into()
@@ -243,7 +244,8 @@ async fn speakers(
     Id(id): Id<MeetingId>,
     Command { body, context }: Command<Speakers>,
 ) -> Result<CommandAnswer, Problem> {
-    let record = MeetingCommand::RecordSpeakers { clusters: body.try_into()?, decisions: vec![] };
+    let record =
+        MeetingCommand::RecordSpeakers { clusters: body.try_into()?, decisions: vec![], matched: vec![] };
     send(&state, id, record, &context).await
 }
 

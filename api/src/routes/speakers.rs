@@ -1,7 +1,8 @@
-//! `/v1/meetings/{id}/speakers/{speaker}`: who a speaker is, said by people, and every decision about it.
+//! `/v1/meetings/{id}/speakers`: who the speakers are, and `/{speaker}`: said by people, and every decision about it.
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use domain::Event;
 use domain::ids::{MeetingId, ProfileId, SpeakerId};
@@ -12,15 +13,16 @@ use domain::text::Reason;
 use event_store::command_bus::{CommandError, Context};
 use event_store::log::{self, BatchLimits};
 use serde::{Deserialize, Deserializer, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{CommandAnswer, CommandHeaders, CommandProblems, ReadHeaders, ReadProblems};
+use super::{CommandAnswer, CommandHeaders, CommandProblems, ReadHeaders, ReadProblems, position_header};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, NoQuery, PathOf};
+use crate::extract::{Command, Fresh, Id, NoQuery, PathOf, QueryOf};
+use crate::speakers::{self, MeetingSpeakers};
 
 /// How many of a meeting's events are read at once.
 const BATCH: BatchLimits = BatchLimits { events: 200, bytes: 4 * 1024 * 1024 };
@@ -29,7 +31,34 @@ const MOST_DECISIONS: usize = 500;
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(reassign)).routes(routes!(undo)).routes(routes!(history))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(reassign))
+        .routes(routes!(undo))
+        .routes(routes!(history))
+}
+
+/// What to show of the speakers.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Whether each speaker comes with all segments of its speech.
+    #[serde(default)]
+    segments: bool,
+}
+
+/// Show who speaks in a meeting, and why that is said
+#[utoipa::path(get, operation_id = "listSpeakers", path = "/v1/meetings/{id}/speakers", tag = "meetings",
+    params(("id" = Uuid, Path), ListQuery, ReadHeaders), responses((status = 200, body = MeetingSpeakers), ReadProblems))]
+async fn list(
+    State(state): State<AppState>,
+    Id(id): Id<MeetingId>,
+    QueryOf(query): QueryOf<ListQuery>,
+    _fresh: Fresh,
+) -> Result<Response, Problem> {
+    let shown = speakers::of_meeting(state.book.pool(), id, query.segments).await?;
+    Ok((position_header(shown.position), Json(shown)).into_response())
 }
 
 /// The path of a speaker.

@@ -142,11 +142,15 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
             }]),
             Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
         },
-        MeetingCommand::RecordSpeakers { clusters, decisions } => match &record.status {
-            _ if record.diarized == Some((record.attempts, Digest::of(clusters))) => Ok(vec![]),
-            Status::Processing { .. } => record_speakers(record, clusters, decisions),
-            Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
-        },
+        MeetingCommand::RecordSpeakers { clusters, decisions, matched } => {
+            let known = record.diarized == Some((record.attempts, Digest::of(clusters)));
+            match &record.status {
+                _ if known && other_decisions(record, decisions).is_empty() => Ok(vec![]),
+                Status::Processing { .. } if known => decide_again(record, clusters, decisions),
+                Status::Processing { .. } => record_speakers(record, clusters, decisions, matched),
+                Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
+            }
+        }
         MeetingCommand::ReassignSpeaker { speaker_id, to, expected, reason } => {
             reassign(record, *speaker_id, *to, *expected, reason)
         }
@@ -217,13 +221,53 @@ fn restart(current: &WorkerId, asking: &WorkerId) -> Decided {
     if current == asking { Ok(vec![]) } else { Err(MeetingError::TakenByAnotherWorker) }
 }
 
-fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
+/// Returns those of `decisions` that are not the latest of a machine about their cluster.
+fn other_decisions(record: &Record, decisions: &[(ClusterId, Decision)]) -> Vec<(ClusterId, Decision)> {
+    let is_other = |(cluster_id, decision): &&(ClusterId, Decision)| {
+        let speaker_id = record.id.speaker(record.attempts, cluster_id);
+        record.decided.get(&speaker_id) != Some(&decision.digest())
+    };
+    decisions.iter().filter(is_other).cloned().collect()
+}
+
+/// Takes other decisions on the clusters that are recorded already, but where a person has decided.
+fn decide_again(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
+    let others = other_decisions(record, decisions);
+    let corrected = |(cluster_id, _): &(ClusterId, Decision)| {
+        record.reassigned_from.contains_key(&record.id.speaker(record.attempts, cluster_id))
+    };
+    if others.iter().any(corrected) {
+        return Err(MeetingError::SpeakersCorrected);
+    }
+    // All of them are checked, those that say nothing new too.
+    decision_events(record, clusters, decisions.iter())?;
+    decision_events(record, clusters, others.iter())
+}
+
+fn record_speakers(
+    record: &Record,
+    clusters: &Diarization,
+    decisions: &[(ClusterId, Decision)],
+    matched: &[(ClusterId, Decision)],
+) -> Decided {
     let of_this_attempt = record.diarized.as_ref().is_some_and(|(attempt, _)| *attempt == record.attempts);
     if of_this_attempt && record.corrected {
         return Err(MeetingError::SpeakersCorrected);
     }
     let diarized = MeetingEvent::SpeakersDiarized { attempt: record.attempts, clusters: clusters.clone() };
     let mut events = vec![diarized];
+    let said: BTreeSet<_> = decisions.iter().map(|(cluster_id, _)| cluster_id).collect();
+    let matched = matched.iter().filter(|(cluster_id, _)| !said.contains(cluster_id));
+    events.extend(decision_events(record, clusters, decisions.iter().chain(matched))?);
+    Ok(events)
+}
+
+fn decision_events<'a>(
+    record: &Record,
+    clusters: &Diarization,
+    decisions: impl Iterator<Item = &'a (ClusterId, Decision)>,
+) -> Decided {
+    let mut events = vec![];
     let mut decided = BTreeSet::new();
     for (cluster_id, decision) in decisions {
         if !decided.insert(cluster_id) || decision.evidence().candidates.len() > MAX_CANDIDATES {

@@ -11,7 +11,7 @@ use crate::artifact::{Artifact, ArtifactType};
 use crate::digest::Digest;
 use crate::file::{ContentFp, File};
 use crate::ids::{MeetingId, ProfileId, SpeakerId};
-use crate::speaker::{Cluster, Diarization, Link, LinkedBy, Speaker};
+use crate::speaker::{Cluster, Decision, Diarization, Link, LinkedBy, Speaker};
 use crate::text::{Language, Reason, Stage, WorkerId};
 
 /// A meeting as it stands.
@@ -49,6 +49,8 @@ pub struct Record {
     pub diarized: Option<(u32, Digest)>,
     /// The latest diarization's speakers.
     pub speakers: BTreeMap<SpeakerId, Speaker>,
+    /// By what the latest decision of a machine about each of them is known.
+    pub decided: BTreeMap<SpeakerId, Digest>,
     /// Who each of them was before the latest reassignment, if there was one.
     pub reassigned_from: BTreeMap<SpeakerId, Option<ProfileId>>,
     /// Whether a person decided about one of them, be it that it is nobody known.
@@ -143,6 +145,7 @@ fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
         language: None,
         diarized: None,
         speakers: BTreeMap::new(),
+        decided: BTreeMap::new(),
         reassigned_from: BTreeMap::new(),
         corrected: false,
         artifacts: BTreeMap::new(),
@@ -167,14 +170,20 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
             record.diarized = Some((*attempt, Digest::of(clusters)));
             record.speakers = speakers_of(record.id, *attempt, clusters);
+            record.decided.clear();
             record.reassigned_from.clear();
             record.corrected = false;
         }
-        MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, .. } => {
+        MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, evidence } => {
+            let digest = Decision::digest_of(Some((*profile_id, *confidence)), evidence);
+            record.decided.insert(*speaker_id, digest);
             let link = Link { profile_id: *profile_id, confidence: Some(*confidence), by: LinkedBy::Machine };
             relink(record, *speaker_id, Some(link));
         }
-        MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => relink(record, *speaker_id, None),
+        MeetingEvent::SpeakerNotIdentified { speaker_id, evidence } => {
+            record.decided.insert(*speaker_id, Decision::digest_of(None, evidence));
+            relink(record, *speaker_id, None);
+        }
         MeetingEvent::SpeakerReassigned { speaker_id, from, to, .. } => {
             record.reassigned_from.insert(*speaker_id, *from);
             let link = to.map(|profile_id| Link { profile_id, confidence: None, by: LinkedBy::Person });

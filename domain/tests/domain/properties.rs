@@ -186,8 +186,13 @@ fn file() -> impl Strategy<Value = File> {
 fn speakers() -> impl Strategy<Value = (ClusterId, MeetingCommand)> {
     let cluster = || {
         let segment = (0..=u32::MAX / 2, 0..=u32::MAX / 2).prop_map(Into::into);
-        (text(50), vec(segment, 0..4), option::of(voice()))
-            .prop_map(|(cluster_id, segments, voice)| Cluster { cluster_id, segments, voice })
+        let sum = option::of(any::<u32>());
+        (text(50), vec(segment, 0..4), sum, option::of(voice())).prop_map(
+            |(cluster_id, segments, sum, voice)| {
+                let speech_ms = sum.filter(|_| segments.is_empty());
+                Cluster { cluster_id, segments, speech_ms, voice }
+            },
+        )
     };
     let decision = (uuid(), confidence(), evidence(), evidence());
     ([cluster(), cluster()], decision).prop_filter_map(
@@ -198,7 +203,7 @@ fn speakers() -> impl Strategy<Value = (ClusterId, MeetingCommand)> {
             let unidentified = Decision::NotIdentified { evidence: why_not };
             let decisions = vec![(first.clone(), identified), (second, unidentified)];
             let clusters = Diarization::try_from(Vec::from(clusters)).ok()?;
-            Some((first, MeetingCommand::RecordSpeakers { clusters, decisions }))
+            Some((first, MeetingCommand::RecordSpeakers { clusters, decisions, matched: vec![] }))
         },
     )
 }

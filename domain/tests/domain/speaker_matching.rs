@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use domain::ids::{ProfileId, SampleId};
 use domain::speaker::{Candidate, Confidence, Decision, Evidence};
-use domain::speaker_matching::{ClusterVoice, Policy, Thresholds, VoiceIndex, match_clusters};
+use domain::speaker_matching::{ClusterVoice, Policy, Thresholds, VoiceIndex, match_clusters, match_meeting};
 use domain::voice::{Vector, Voice};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -451,4 +451,41 @@ proptest! {
             strangers.iter().chain(&voices).map(|(label, voice)| cluster((label, voice))).collect();
         prop_assert_eq!(match_clusters(&known, &policy, &all), match_clusters(&known, &policy, &comparable));
     }
+}
+
+#[test]
+fn clusters_of_two_models_that_are_one_person_are_left_to_a_human() {
+    let other = "another-model";
+    let mut index = VoiceIndex::default();
+    for (profile, sample, model, degrees) in
+        [(1, 1, MODEL, 0.0), (1, 2, other, 0.0), (2, 3, MODEL, 90.0), (2, 4, other, 90.0)]
+    {
+        index.add(id(profile), id(sample), &voice(model, &towards(degrees))).expect("all have one dimension");
+    }
+    let thresholds = Thresholds { auto: 0.82, suggest: 0.7, margin: 0.05, minimum_speech_ms: 5000 };
+    let policies =
+        [MODEL, other].map(|model| Policy::new(parsed(model), parsed("1"), thresholds).expect("it is valid"));
+    let named = |clusters: &[(&str, &str, f32)]| {
+        let owned =
+            clusters.iter().map(|(label, model, degrees)| (parsed(label), voice(model, &towards(*degrees))));
+        let owned: Vec<_> = owned.collect();
+        let voices =
+            owned.iter().map(|(cluster_id, voice)| ClusterVoice { cluster_id, voice, speech_ms: LONG });
+        let decisions = match_meeting(&index, &policies, &voices.collect::<Vec<_>>());
+        let named = decisions.into_iter().map(|(label, decision)| match decision {
+            Decision::Identified { profile_id, .. } => (label.to_string(), Some(profile_id)),
+            Decision::NotIdentified { evidence } => {
+                assert!(!evidence.candidates.is_empty());
+                (label.to_string(), None)
+            }
+        });
+        named.collect::<Vec<_>>()
+    };
+    let pair = |label: &str, who: Option<u128>| (label.to_owned(), who.map(id));
+    assert_eq!(named(&[("b", MODEL, 0.0), ("a", other, 90.0)]), [pair("a", Some(2)), pair("b", Some(1))]);
+    assert_eq!(
+        named(&[("b", MODEL, 0.0), ("a", other, 0.0), ("c", MODEL, 90.0)]),
+        [pair("a", None), pair("b", None), pair("c", Some(2))]
+    );
+    assert_eq!(named(&[("a", "unheard-of", 0.0)]), []);
 }

@@ -167,8 +167,12 @@ fn random_profile(random: &mut fastrand::Rng) -> ProfileId {
 
 fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
     let labels = ["a", "b", "c"].into_iter().filter(|_| random.bool()).collect::<Vec<_>>();
-    let cluster =
-        |label: &&str| Cluster { cluster_id: label.parse().unwrap(), segments: vec![], voice: None };
+    let cluster = |label: &&str| Cluster {
+        cluster_id: label.parse().unwrap(),
+        segments: vec![],
+        speech_ms: None,
+        voice: None,
+    };
     let clusters = labels.iter().map(cluster).collect::<Vec<_>>();
     let evidence = Evidence {
         model: "resemblyzer-0.1.4".parse().unwrap(),
@@ -187,7 +191,7 @@ fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
         (label.parse().unwrap(), decision)
     };
     let decisions = labels.iter().map(decision).collect();
-    MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions }
+    MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions, matched: vec![] }
 }
 
 /// Any command of a profile; some are refused.
