@@ -57,6 +57,31 @@ CREATE TABLE artifacts (
 );
 CREATE INDEX artifacts_meeting_id ON artifacts (meeting_id);
 
+-- Promise: one row per time that somebody said who a speaker is, in the order of the log; what another
+-- diarization replaces stays. The history of an erased meeting is gone: the reasons in it are about people.
+-- Profiles by id only, for a name may have to be forgotten.
+CREATE TABLE speaker_reassignments (
+    position            bigint PRIMARY KEY,     -- the event's
+    recorded_at         timestamptz NOT NULL,   -- never earlier than the position before
+    meeting_id          uuid NOT NULL REFERENCES meetings (id),
+    sequence            bigint NOT NULL,        -- the event's place in the meeting
+    speaker_id          uuid NOT NULL,
+    cluster_id          varchar(50),
+    from_profile_id     uuid,                   -- null for nobody known, as below
+    to_profile_id       uuid,
+    reason              text NOT NULL,
+    actor               text,                   -- an opaque id
+    actor_kind          text,                   -- person, service or system
+    previous_by         varchar(50),            -- who had made the link before: machine or person; null without one
+    previous_confidence float,                  -- how sure the machine had been
+    correlation_id      text                    -- what the command belonged to
+);
+-- Times never run backwards along positions, so a time is looked up as a position, and needs no index.
+CREATE INDEX speaker_reassignments_meeting ON speaker_reassignments (meeting_id, position);
+CREATE INDEX speaker_reassignments_from ON speaker_reassignments (from_profile_id, position);
+CREATE INDEX speaker_reassignments_to ON speaker_reassignments (to_profile_id, position);
+CREATE INDEX speaker_reassignments_actor ON speaker_reassignments (actor, position);
+
 -- Promise: `<stage>:<content_fp>` holds a stage's result, `meeting:<id>` a completed meeting's; the one
 -- recorded last. ttl is the moment of expiry. An expired row counts as absent, swept or not.
 CREATE TABLE cache (

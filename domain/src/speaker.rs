@@ -306,6 +306,16 @@ pub enum LinkedBy {
     Person,
 }
 
+impl LinkedBy {
+    /// Returns the name under which it is stored.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Machine => "machine",
+            Self::Person => "person",
+        }
+    }
+}
+
 /// A speaker's link to a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Link {

@@ -7,7 +7,9 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use domain::event::{DecodeError, Event};
 use domain::ids::LogSecret;
+use domain::meeting::MeetingEvent;
 use futures::TryStreamExt;
+use serde::Deserialize;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
@@ -25,6 +27,26 @@ pub struct Recorded {
     pub sequence: i64,
     /// What happened.
     pub event: Event,
+    /// Who made it happen; read only where somebody's word is what happened, for only there it is shown.
+    pub provenance: Option<Provenance>,
+}
+
+/// Who made an event happen, and on behalf of what; from the event's metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+pub struct Provenance {
+    /// An opaque id.
+    pub actor: Option<String>,
+    /// `person`, `service` or `system`.
+    pub actor_kind: Option<String>,
+    /// What the command belonged to.
+    pub correlation_id: Option<String>,
+}
+
+impl Provenance {
+    /// Reads it from the metadata of a stored event; what is not as it should be is unknown.
+    pub fn of(metadata: &str) -> Self {
+        serde_json::from_str(metadata).unwrap_or_default()
+    }
 }
 
 /// An event as whoever folds meets it: one that cannot be decoded does not end the reading.
@@ -172,11 +194,13 @@ impl StoredEvent {
             &self.payload,
         )
         .map_err(|source| LogError::Decode { position: self.position, source })?;
+        let somebodys_word = matches!(event, Event::Meeting(_, MeetingEvent::SpeakerReassigned { .. }));
         Ok(Recorded {
             position: self.position,
             recorded_at: self.recorded_at,
             sequence: self.sequence,
             event,
+            provenance: somebodys_word.then(|| Provenance::of(&self.metadata)),
         })
     }
 }
@@ -223,7 +247,7 @@ pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<
 }
 
 /// Reads and decodes the events after position `after`, in order, at most one batch, up to a hole: then the
-/// error comes beside those before it. What is not needed to fold (the metadata) is not read.
+/// error comes beside those before it. What is not needed to fold (most events' metadata) is not read.
 pub async fn read_recorded(pool: &PgPool, after: i64, limits: BatchLimits) -> (Vec<Entry>, Option<LogError>) {
     let mut events = Vec::new();
     let error = read_into(pool, after, limits, &mut events).await.err();
@@ -239,7 +263,8 @@ async fn read_into(
     let failed = |source| LogError::Database { after, source };
     let mut rows = sqlx::query(
         "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
-                payload::text AS payload
+                payload::text AS payload,
+                CASE WHEN event_type = 'SpeakerReassigned' THEN metadata::text END AS metadata
            FROM log.events WHERE position > $1 ORDER BY position LIMIT $2",
     )
     .bind(after)
@@ -276,7 +301,8 @@ pub async fn read_aggregates(
     let failed = |source| LogError::Database { after: 0, source };
     let mut rows = sqlx::query(
         "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
-                payload::text AS payload
+                payload::text AS payload,
+                CASE WHEN event_type = 'SpeakerReassigned' THEN metadata::text END AS metadata
            FROM log.events
           WHERE aggregate_type = $1 AND (aggregate_id, sequence) > ($2, $3) AND aggregate_id < $4
             AND position <= $5
@@ -317,14 +343,17 @@ pub async fn aggregate_types(connection: &mut PgConnection) -> Result<Vec<String
     .await
 }
 
-/// Decodes a row of position, recorded_at, sequence, aggregate type and id, event type and version, payload;
-/// returns the payload's size with it.
+/// Decodes a row of position, recorded_at, sequence, aggregate type and id, event type and version, payload,
+/// and metadata where it is needed; returns the payload's size with it.
 fn entry(row: &PgRow) -> Result<(Entry, usize), sqlx::Error> {
     let (position, recorded_at, sequence) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let text = |column: usize| row.try_get::<&str, _>(column);
     let (aggregate_type, aggregate_id, event_type, payload) = (text(3)?, text(4)?, text(5)?, text(7)?);
     let entry = match Event::decode(aggregate_type, aggregate_id, event_type, text(6)?, payload) {
-        Ok(event) => Entry::Event(Recorded { position, recorded_at, sequence, event }),
+        Ok(event) => {
+            let provenance = row.try_get::<Option<&str>, _>(8)?.map(Provenance::of);
+            Entry::Event(Recorded { position, recorded_at, sequence, event, provenance })
+        }
         Err(source) => Entry::Unreadable(Unreadable {
             position,
             recorded_at,

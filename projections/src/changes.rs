@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 use crate::fold::{MeetingRows, Rows};
-use crate::tables::{Statement, artifacts, cache, files, meetings, speakers, user_profiles};
+use crate::tables::{
+    Statement, artifacts, cache, files, meetings, speaker_reassignments, speakers, user_profiles,
+};
 
 /// Which aggregate: its type and id.
 pub(crate) type Key = (&'static str, Uuid);
@@ -18,28 +20,31 @@ pub(crate) struct Changes<'a> {
     meetings: Set<'a, meetings::MeetingRow>,
     speakers: Set<'a, speakers::SpeakerRow>,
     artifacts: Set<'a, artifacts::ArtifactRow>,
+    reassignments: Set<'a, speaker_reassignments::ReassignmentRow, i64>,
+    /// Meetings of which all reassignments go that are in the table.
+    erased: Vec<Uuid>,
     profiles: Set<'a, user_profiles::UserProfileRow>,
     /// By key, the latest write only.
     cache: BTreeMap<&'a str, &'a cache::CacheWrite>,
 }
 
 /// The changes of one table.
-struct Set<'a, Row> {
+struct Set<'a, Row, Id = Uuid> {
     /// Rows that are not in the table.
     inserts: Vec<&'a Row>,
     /// Rows that are in the table and have changed.
     updates: Vec<&'a Row>,
-    deletes: Vec<Uuid>,
+    deletes: Vec<Id>,
 }
 
-impl<Row> Default for Set<'_, Row> {
+impl<Row, Id> Default for Set<'_, Row, Id> {
     fn default() -> Self {
         Self { inserts: vec![], updates: vec![], deletes: vec![] }
     }
 }
 
-impl<'a, Row: PartialEq> Set<'a, Row> {
-    fn compare(&mut self, id: impl Fn(&Row) -> Uuid, before: Option<&Row>, after: Option<&'a Row>) {
+impl<'a, Row: PartialEq, Id: Copy + Ord> Set<'a, Row, Id> {
+    fn compare(&mut self, id: impl Fn(&Row) -> Id, before: Option<&Row>, after: Option<&'a Row>) {
         match (before, after) {
             (None, Some(after)) => self.inserts.push(after),
             (Some(before), Some(after)) if before != after => self.updates.push(after),
@@ -48,7 +53,7 @@ impl<'a, Row: PartialEq> Set<'a, Row> {
         }
     }
 
-    fn compare_all(&mut self, before: &BTreeMap<Uuid, Row>, after: &'a BTreeMap<Uuid, Row>) {
+    fn compare_all(&mut self, before: &BTreeMap<Id, Row>, after: &'a BTreeMap<Id, Row>) {
         for (id, after) in after {
             self.compare(|_| *id, before.get(id), Some(after));
         }
@@ -56,7 +61,7 @@ impl<'a, Row: PartialEq> Set<'a, Row> {
     }
 
     /// In the order of their keys rows go into neighbouring places of the indexes.
-    fn sort(&mut self, id: impl Fn(&Row) -> Uuid) {
+    fn sort(&mut self, id: impl Fn(&Row) -> Id) {
         self.inserts.sort_unstable_by_key(|row| id(row));
         self.updates.sort_unstable_by_key(|row| id(row));
     }
@@ -74,7 +79,7 @@ impl<'a> Changes<'a> {
                         Some(Rows::Meeting(before)) => before,
                         Some(Rows::Profile(_)) | None => &no_rows,
                     };
-                    changes.add_meeting(before, after);
+                    changes.add_meeting(key.1, before, after);
                 }
                 Rows::Profile(after) => {
                     let before = match before.get(key) {
@@ -89,15 +94,20 @@ impl<'a> Changes<'a> {
         changes.meetings.sort(|row| row.id);
         changes.speakers.sort(|row| row.id);
         changes.artifacts.sort(|row| row.id);
+        changes.reassignments.sort(|row| row.position);
         changes.profiles.sort(|row| row.id);
         changes
     }
 
-    fn add_meeting(&mut self, before: &MeetingRows, after: &'a MeetingRows) {
+    fn add_meeting(&mut self, id: Uuid, before: &MeetingRows, after: &'a MeetingRows) {
         self.files.compare(|row| row.id, before.file.as_ref(), after.file.as_ref());
         self.meetings.compare(|row| row.id, before.meeting.as_ref(), after.meeting.as_ref());
         self.speakers.compare_all(&before.speakers, &after.speakers);
         self.artifacts.compare_all(&before.artifacts, &after.artifacts);
+        self.reassignments.compare_all(&before.reassignments, &after.reassignments);
+        if after.forgets_reassignments {
+            self.erased.push(id);
+        }
         for write in after.cache.values() {
             let latest = self.cache.entry(&write.key).or_insert(write);
             if latest.position < write.position {
@@ -106,23 +116,26 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Returns how many rows are inserted, updated and deleted; the cache apart.
+    /// Returns how many rows are inserted, updated and deleted; the cache apart, and what was not loaded.
     pub(crate) const fn rows(&self) -> (usize, usize, usize) {
-        let Self { files, meetings, speakers, artifacts, profiles, cache: _ } = self;
+        let Self { files, meetings, speakers, artifacts, reassignments, erased: _, profiles, cache: _ } = self;
         let inserts = files.inserts.len()
             + meetings.inserts.len()
             + speakers.inserts.len()
             + artifacts.inserts.len()
+            + reassignments.inserts.len()
             + profiles.inserts.len();
         let updates = files.updates.len()
             + meetings.updates.len()
             + speakers.updates.len()
             + artifacts.updates.len()
+            + reassignments.updates.len()
             + profiles.updates.len();
         let deletes = files.deletes.len()
             + meetings.deletes.len()
             + speakers.deletes.len()
             + artifacts.deletes.len()
+            + reassignments.deletes.len()
             + profiles.deletes.len();
         (inserts, updates, deletes)
     }
@@ -134,6 +147,8 @@ impl<'a> Changes<'a> {
         [
             speakers::delete(&self.speakers.deletes),
             artifacts::delete(&self.artifacts.deletes),
+            speaker_reassignments::delete_of(&self.erased),
+            speaker_reassignments::delete(&self.reassignments.deletes),
             meetings::delete(&self.meetings.deletes),
             files::delete(&self.files.deletes),
             user_profiles::delete(&self.profiles.deletes),
@@ -145,6 +160,8 @@ impl<'a> Changes<'a> {
             speakers::update(&self.speakers.updates),
             artifacts::insert(&self.artifacts.inserts),
             artifacts::update(&self.artifacts.updates),
+            speaker_reassignments::insert(&self.reassignments.inserts),
+            speaker_reassignments::update(&self.reassignments.updates),
             user_profiles::insert(&self.profiles.inserts),
             user_profiles::update(&self.profiles.updates),
             cache_removed,

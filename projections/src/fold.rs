@@ -13,7 +13,7 @@ use domain::ids::{MeetingId, ProfileId};
 use domain::meeting::{MeetingCompleted, MeetingEvent, MeetingRegistered};
 use domain::profile::ProfileEvent;
 use domain::speaker::Speaker;
-use event_store::log::Recorded;
+use event_store::log::{Provenance, Recorded};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -21,6 +21,7 @@ use crate::tables::artifacts::ArtifactRow;
 use crate::tables::cache::CacheWrite;
 use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
+use crate::tables::speaker_reassignments::ReassignmentRow;
 use crate::tables::speakers::SpeakerRow;
 use crate::tables::user_profiles::{Embedding, UserProfileRow};
 
@@ -52,6 +53,11 @@ pub struct MeetingRows {
     pub artifacts: BTreeMap<Uuid, ArtifactRow>,
     /// What it wrote to the cache since the rows were loaded, by key: the only keys that meetings share.
     pub cache: BTreeMap<String, CacheWrite>,
+    /// What was said of its speakers since the rows were loaded, by position. Such a row never changes, so that
+    /// nothing before has to be loaded.
+    pub reassignments: BTreeMap<i64, ReassignmentRow>,
+    /// Whether all that was said before is forgotten, because it was erased since the rows were loaded.
+    pub forgets_reassignments: bool,
 }
 
 /// The row of one profile.
@@ -59,6 +65,15 @@ pub struct MeetingRows {
 pub struct ProfileRows {
     /// The person.
     pub profile: Option<UserProfileRow>,
+}
+
+impl MeetingRows {
+    /// Takes for written what is written once, and never looked at to fold on.
+    pub fn forget_written(&mut self) {
+        self.cache.clear();
+        self.reassignments.clear();
+        self.forgets_reassignments = false;
+    }
 }
 
 impl Rows {
@@ -104,6 +119,7 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
         }
         // Without a meeting there is nothing to which a row could belong: its registration was skipped.
         MeetingEvent::SpeakersDiarized { .. }
+        | MeetingEvent::SpeakerReassigned { .. }
         | MeetingEvent::ArtifactStored { .. }
         | MeetingEvent::MeetingCompleted(_)
             if rows.meeting.is_none() => {}
@@ -123,9 +139,37 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
         MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => {
             link(rows, speaker_id.as_uuid(), None, None);
         }
-        MeetingEvent::SpeakerReassigned { speaker_id, to, .. } => {
+        MeetingEvent::SpeakerReassigned {
+            speaker_id,
+            from,
+            to,
+            reason,
+            previous_confidence,
+            previous_by,
+            ..
+        } => {
+            let (speaker_id, to_profile_id) = (speaker_id.as_uuid(), to.map(|profile| profile.as_uuid()));
+            let speaker = rows.speakers.get(&speaker_id);
+            let Provenance { actor, actor_kind, correlation_id } = recorded.provenance.clone().unwrap_or_default();
+            let row = ReassignmentRow {
+                position: recorded.position,
+                recorded_at: recorded.recorded_at,
+                meeting_id: id.as_uuid(),
+                sequence: recorded.sequence,
+                speaker_id,
+                cluster_id: speaker.and_then(|speaker| speaker.cluster_id.clone()),
+                from_profile_id: from.map(|profile| profile.as_uuid()),
+                to_profile_id,
+                reason: reason.as_str().to_owned(),
+                actor,
+                actor_kind,
+                previous_by: previous_by.map(|by| by.as_str().to_owned()),
+                previous_confidence: previous_confidence.map(domain::speaker::Confidence::get),
+                correlation_id,
+            };
+            rows.reassignments.insert(row.position, row);
             // A person's word has no degree of confidence.
-            link(rows, speaker_id.as_uuid(), to.map(|profile| profile.as_uuid()), None);
+            link(rows, speaker_id, to_profile_id, None);
         }
         MeetingEvent::ArtifactStored { artifact } => {
             let row = artifact_row(id, artifact);
@@ -149,6 +193,8 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             rows.meeting = None;
             rows.speakers.clear();
             rows.artifacts.clear();
+            rows.reassignments.clear();
+            rows.forgets_reassignments = true;
             let key = result_key(id);
             rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry: None });
         }

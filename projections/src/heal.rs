@@ -15,7 +15,9 @@ use crate::projector::BATCH;
 use crate::schema::LIVE;
 use crate::stored_rows;
 use crate::tables::parked_events::{self, Parked};
-use crate::tables::{Statement, artifacts, cache, checkpoint, files, meetings, speakers};
+use crate::tables::{
+    Statement, artifacts, cache, checkpoint, files, meetings, speaker_reassignments, speakers,
+};
 
 /// What was found, and mended.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
@@ -122,19 +124,24 @@ async fn found(
         Some(file) => files::load(connection, file).await?,
         None => None,
     };
+    let reassignments = speaker_reassignments::of_meeting(connection, id).await?;
+    found.reassignments = reassignments.into_iter().map(|row| (row.position, row)).collect();
     Ok(found)
 }
 
 /// Returns the statements that delete what is surplus, and put each row that is right in the place of whatever
 /// has its id: a row may be elsewhere than where it is looked for, and others may refer to it.
 fn replace(found: &MeetingRows, right: &MeetingRows) -> Vec<Statement> {
-    let MeetingRows { file, meeting, speakers, artifacts, cache } = right;
+    let MeetingRows { file, meeting, speakers, artifacts, cache, reassignments, forgets_reassignments: _ } =
+        right;
     let writes = cache.values().collect::<Vec<_>>();
     let [cache_removed, cache_kept] = cache::write(&writes);
     let surplus = |found: Option<Uuid>, right: bool| found.filter(|_| !right).into_iter().collect::<Vec<_>>();
     let surplus_speakers = found.speakers.keys().filter(|id| !speakers.contains_key(*id)).copied();
     let surplus_artifacts = found.artifacts.keys().filter(|id| !artifacts.contains_key(*id)).copied();
+    let surplus_reassignments = found.reassignments.keys().filter(|at| !reassignments.contains_key(*at)).copied();
     [
+        speaker_reassignments::delete(&surplus_reassignments.collect::<Vec<_>>()),
         speakers::delete(&surplus_speakers.collect::<Vec<_>>()),
         artifacts::delete(&surplus_artifacts.collect::<Vec<_>>()),
         meetings::delete(&surplus(found.meeting.as_ref().map(|row| row.id), meeting.is_some())),
@@ -143,6 +150,7 @@ fn replace(found: &MeetingRows, right: &MeetingRows) -> Vec<Statement> {
         meetings::update(&meeting.iter().collect::<Vec<_>>()),
         speakers::update(&speakers.values().collect::<Vec<_>>()),
         artifacts::update(&artifacts.values().collect::<Vec<_>>()),
+        speaker_reassignments::update(&reassignments.values().collect::<Vec<_>>()),
         cache::forget(&writes),
         cache_removed,
         cache_kept,

@@ -128,9 +128,9 @@ async fn rows(
             };
             fold(rows.get_or_insert_with(|| Rows::empty_for(&recorded.event)), &recorded);
         }
-        // Results for the cache are large, and nobody asks for them here.
+        // Results for the cache are large, and nobody asks for them here, nor for the audit.
         if let Some(Rows::Meeting(rows)) = &mut rows {
-            rows.cache.clear();
+            rows.forget_written();
         }
     }
     Ok(rows)

@@ -1,7 +1,5 @@
 //! What readers ask the tables. An answer that needs several statements is given from one snapshot.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, Utc};
 use event_store::log;
 use serde::Serialize;
@@ -278,7 +276,7 @@ async fn meeting_once(
         meeting: Some(meeting),
         speakers: speakers.into_iter().map(|speaker| (speaker.id, speaker)).collect(),
         artifacts: artifacts.into_iter().map(|artifact| (artifact.id, artifact)).collect(),
-        cache: BTreeMap::new(),
+        ..MeetingRows::default()
     };
     Ok(MeetingDetails::of(rows, version, position))
 }

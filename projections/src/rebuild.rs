@@ -31,6 +31,7 @@ use crate::tables::copy::{CopyBuffer, CopyRow};
 use crate::tables::files::FileRow;
 use crate::tables::meetings::MeetingRow;
 use crate::tables::parked_events::{self, Parked};
+use crate::tables::speaker_reassignments::ReassignmentRow;
 use crate::tables::speakers::SpeakerRow;
 use crate::tables::user_profiles::UserProfileRow;
 
@@ -211,7 +212,9 @@ pub async fn build(
         .await
         .map_err(database("noting the position"))?;
     connection
-        .execute("ANALYZE files, meetings, speakers, user_profiles, artifacts, cache, cache_origin")
+        .execute(
+            "ANALYZE files, meetings, speakers, user_profiles, artifacts, speaker_reassignments, cache, cache_origin",
+        )
         .await
         .map_err(database("collecting statistics"))?;
     Ok(())
@@ -444,6 +447,7 @@ struct Batch {
     artifacts: Vec<ArtifactRow>,
     profiles: Vec<UserProfileRow>,
     cache: Vec<CacheWrite>,
+    reassignments: Vec<ReassignmentRow>,
 }
 
 impl Batch {
@@ -454,12 +458,21 @@ impl Batch {
     fn add(&mut self, rows: Rows) {
         match rows {
             Rows::Meeting(rows) => {
-                let MeetingRows { file, meeting, speakers, artifacts, cache } = *rows;
+                let MeetingRows {
+                    file,
+                    meeting,
+                    speakers,
+                    artifacts,
+                    cache,
+                    reassignments,
+                    forgets_reassignments: _,
+                } = *rows;
                 self.files.extend(file);
                 self.meetings.extend(meeting);
                 self.speakers.extend(speakers.into_values());
                 self.artifacts.extend(artifacts.into_values());
                 self.cache.extend(cache.into_values());
+                self.reassignments.extend(reassignments.into_values());
             }
             Rows::Profile(rows) => self.profiles.extend(rows.profile),
         }
@@ -485,7 +498,8 @@ impl Batch {
         copy(connection, &self.speakers).await?;
         copy(connection, &self.artifacts).await?;
         copy(connection, &self.profiles).await?;
-        copy(connection, &self.cache).await
+        copy(connection, &self.cache).await?;
+        copy(connection, &self.reassignments).await
     }
 }
 

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod files;
 pub mod meetings;
 pub mod parked_events;
+pub mod speaker_reassignments;
 pub mod speakers;
 pub mod user_profiles;
 

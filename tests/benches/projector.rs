@@ -100,7 +100,7 @@ async fn fold_by_sql(database: &TestDatabase) -> Duration {
 async fn reset(database: &TestDatabase) {
     let pool = database.pool().await;
     sqlx::raw_sql(
-        "TRUNCATE files, meetings, speakers, user_profiles, artifacts, cache, cache_origin;
+        "TRUNCATE files, meetings, speakers, user_profiles, artifacts, speaker_reassignments, cache, cache_origin;
          UPDATE checkpoint SET position = 0",
     )
     .execute(&pool)

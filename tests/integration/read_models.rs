@@ -20,6 +20,7 @@ use projections::tables::artifacts::ArtifactRow;
 use projections::tables::checkpoint;
 use projections::tables::files::FileRow;
 use projections::tables::meetings::MeetingRow;
+use projections::tables::speaker_reassignments::ReassignmentRow;
 use projections::tables::speakers::SpeakerRow;
 use projections::tables::user_profiles::UserProfileRow;
 use sqlx::{Connection, PgPool};
@@ -66,6 +67,7 @@ pub(crate) async fn assert_tables_equal_the_fold(pool: &PgPool) -> i64 {
     assert_same("speakers", position, &shown.speakers, &expected.speakers);
     assert_same("user_profiles", position, &shown.profiles, &expected.profiles);
     assert_same("artifacts", position, &shown.artifacts, &expected.artifacts);
+    assert_same("speaker_reassignments", position, &shown.reassignments, &expected.reassignments);
     assert_same("cache", position, &shown.cache, &expected.cache);
     assert_same("cache_origin", position, &shown.origins, &expected.origins);
     position
@@ -93,6 +95,7 @@ struct Tables {
     speakers: BTreeMap<Uuid, SpeakerRow>,
     profiles: BTreeMap<Uuid, UserProfileRow>,
     artifacts: BTreeMap<Uuid, ArtifactRow>,
+    reassignments: BTreeMap<i64, ReassignmentRow>,
     cache: BTreeMap<String, (String, Option<DateTime<Utc>>)>,
     origins: BTreeMap<String, i64>,
 }
@@ -123,6 +126,11 @@ impl Tables {
         let profiles: Vec<UserProfileRow> =
             rows!("SELECT id, display_name, embeddings, created_at FROM user_profiles");
         let artifacts: Vec<ArtifactRow> = rows!("SELECT id, meeting_id, type, s3_key, meta FROM artifacts");
+        let reassignments: Vec<ReassignmentRow> = rows!(
+            "SELECT position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id,
+                    to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id
+               FROM speaker_reassignments"
+        );
         let cache: Vec<(String, String, Option<DateTime<Utc>>)> = rows!("SELECT key, value, ttl FROM cache");
         let origins: Vec<(String, i64)> = rows!("SELECT key, position FROM cache_origin");
         let tables = Self {
@@ -131,6 +139,7 @@ impl Tables {
             speakers: speakers.into_iter().map(|row| (row.id, row)).collect(),
             profiles: profiles.into_iter().map(|row| (row.id, row)).collect(),
             artifacts: artifacts.into_iter().map(|row| (row.id, row)).collect(),
+            reassignments: reassignments.into_iter().map(|row| (row.position, row)).collect(),
             cache: cache.into_iter().map(|(key, value, ttl)| (key, (value, ttl))).collect(),
             origins: origins.into_iter().collect(),
         };
@@ -165,6 +174,7 @@ impl Tables {
                     tables.meetings.extend(rows.meeting.map(|row| (row.id, row)));
                     tables.speakers.extend(rows.speakers);
                     tables.artifacts.extend(rows.artifacts);
+                    tables.reassignments.extend(rows.reassignments);
                     for (key, write) in rows.cache {
                         let known = latest.entry(key).or_insert_with(|| write.clone());
                         if known.position < write.position {

@@ -306,6 +306,7 @@ async fn contents(pool: &PgPool) -> String {
         "speakers",
         "user_profiles",
         "artifacts",
+        "speaker_reassignments",
         "cache t WHERE ttl IS NULL",
         "cache_origin",
     ] {

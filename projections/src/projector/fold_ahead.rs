@@ -82,7 +82,7 @@ impl Folder {
         let statements = Changes::between(&before, &after).statements();
         for (key, mut rows) in after {
             if let Rows::Meeting(rows) = &mut rows {
-                rows.cache.clear();
+                rows.forget_written();
             }
             if size(&rows) <= CACHED_ROWS {
                 self.cache.put(key, rows);

@@ -27,7 +27,7 @@ struct Compared {
     counts: &'static str,
 }
 
-const TABLES: [Compared; 8] = [
+const TABLES: [Compared; 9] = [
     Compared {
         table: "files",
         key: "id",
@@ -56,6 +56,26 @@ const TABLES: [Compared; 8] = [
         table: "artifacts",
         key: "id",
         columns: &["meeting_id", "type", "s3_key", "meta"],
+        counts: "true",
+    },
+    Compared {
+        table: "speaker_reassignments",
+        key: "position",
+        columns: &[
+            "recorded_at",
+            "meeting_id",
+            "sequence",
+            "speaker_id",
+            "cluster_id",
+            "from_profile_id",
+            "to_profile_id",
+            "reason",
+            "actor",
+            "actor_kind",
+            "previous_by",
+            "previous_confidence",
+            "correlation_id",
+        ],
         counts: "true",
     },
     // An expired row is as good as none.
@@ -190,6 +210,11 @@ async fn compare_table(
     let live = columns_of(snapshot, place, table, columns).await?;
     let (columns, new): (Vec<&str>, Vec<&str>) =
         columns.iter().copied().partition(|column| live.iter().any(|name| name == column));
+    if columns.is_empty() {
+        // So is a whole table.
+        let new_columns = new.into_iter().map(str::to_owned).collect();
+        return Ok(TableReport { table: (*table).to_owned(), new_columns, ..TableReport::default() });
+    }
     let rows_that_count = |schema: &str| {
         let place = quoted(if *table == PARKED { "ops" } else { schema });
         format!("{place}.{} WHERE {}", quoted(table), counts.replace("{schema}", &quoted(schema)))

@@ -107,6 +107,7 @@ async fn try_swap(
     let tables = [
         "meetings",
         "files",
+        "speaker_reassignments",
         "user_profiles",
         "checkpoint",
         "speakers",

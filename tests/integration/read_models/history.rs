@@ -134,6 +134,23 @@ pub(crate) fn reassigned(meeting: Uuid, attempt: u32, cluster: &str, to: Option<
     of_meeting(meeting, json!({"SpeakerReassigned": reassigned}))
 }
 
+/// Somebody sets right what a machine was that sure of.
+pub(crate) fn reassigned_from_machine(
+    meeting: Uuid,
+    attempt: u32,
+    cluster: &str,
+    from: Uuid,
+    confidence: f64,
+    to: Option<Uuid>,
+) -> Given {
+    let mut given = reassigned(meeting, attempt, cluster, to);
+    let reassigned = &mut given.payload["SpeakerReassigned"];
+    reassigned["from"] = json!(from);
+    reassigned["previous_confidence"] = json!(confidence);
+    reassigned["previous_by"] = json!("machine");
+    given
+}
+
 fn artifact(meeting: Uuid, attempt: u32, artifact_type: &str, s3_key: &str) -> Value {
     json!({"id": artifact_id(meeting, attempt, artifact_type), "attempt": attempt, "type": artifact_type,
            "s3_key": s3_key, "meta": {"words": 12}})

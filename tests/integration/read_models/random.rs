@@ -12,7 +12,7 @@ use tests::TestDatabase;
 use tests::clock::now;
 use uuid::Uuid;
 
-use super::history::{append, cached, completed, created, diarized, registered, started};
+use super::history::{append, cached, completed, created, diarized, reassigned, registered, started};
 use super::{assert_tables_equal_the_fold, caught_up_and_equal};
 
 /// Few of each, so that they meet.
@@ -71,6 +71,9 @@ async fn the_comparison_sees_a_row_that_is_wrong_missing_or_one_too_many() {
         "UPDATE user_profiles SET display_name = 'Bo'",
         "DELETE FROM user_profiles",
         "DELETE FROM artifacts",
+        "UPDATE speaker_reassignments SET actor = 'nobody'",
+        "UPDATE speaker_reassignments SET recorded_at = recorded_at - interval '1 microsecond'",
+        "DELETE FROM speaker_reassignments",
         "UPDATE cache SET value = value || ' ' WHERE key LIKE 'asr%'",
         "DELETE FROM cache WHERE key LIKE 'meeting:%'",
         "UPDATE cache_origin SET position = position - 1",
@@ -84,6 +87,7 @@ async fn the_comparison_sees_a_row_that_is_wrong_missing_or_one_too_many() {
             registered(meeting),
             started(meeting, 1),
             diarized(meeting, 1, &["a"]),
+            reassigned(meeting, 1, "a", Some(Uuid::from_u128(1))),
             cached(meeting, "asr", "pcm:1", "words", None),
             completed(meeting, 1, &["a"], &[("transcript.md", "1.md")]),
         ] {

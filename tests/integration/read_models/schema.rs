@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 use tests::TestDatabase;
 
-/// What DESIGN.md lists, and the two that keep the projector's place.
+/// What was asked for, the audit trail, and the two that keep the projector's place.
 const COLUMNS: &str = "
 artifacts 1 id uuid not null
 artifacts 2 meeting_id uuid
@@ -31,6 +31,20 @@ meetings 3 status character varying(50) not null
 meetings 4 language character varying(10)
 meetings 5 started_at timestamp with time zone default now()
 meetings 6 finished_at timestamp with time zone
+speaker_reassignments 1 position bigint not null
+speaker_reassignments 2 recorded_at timestamp with time zone not null
+speaker_reassignments 3 meeting_id uuid not null
+speaker_reassignments 4 sequence bigint not null
+speaker_reassignments 5 speaker_id uuid not null
+speaker_reassignments 6 cluster_id character varying(50)
+speaker_reassignments 7 from_profile_id uuid
+speaker_reassignments 8 to_profile_id uuid
+speaker_reassignments 9 reason text not null
+speaker_reassignments 10 actor text
+speaker_reassignments 11 actor_kind text
+speaker_reassignments 12 previous_by character varying(50)
+speaker_reassignments 13 previous_confidence double precision
+speaker_reassignments 14 correlation_id text
 speakers 1 id uuid not null
 speakers 2 meeting_id uuid
 speakers 3 cluster_id character varying(50)
@@ -50,6 +64,8 @@ checkpoint PRIMARY KEY (generation)
 files PRIMARY KEY (id)
 meetings FOREIGN KEY (file_id) REFERENCES files(id)
 meetings PRIMARY KEY (id)
+speaker_reassignments FOREIGN KEY (meeting_id) REFERENCES meetings(id)
+speaker_reassignments PRIMARY KEY ("position")
 speakers FOREIGN KEY (meeting_id) REFERENCES meetings(id)
 speakers PRIMARY KEY (id)
 user_profiles PRIMARY KEY (id)";
@@ -67,6 +83,11 @@ files UNIQUE INDEX btree (id)
 meetings INDEX btree (file_id)
 meetings INDEX btree (status)
 meetings UNIQUE INDEX btree (id)
+speaker_reassignments INDEX btree (actor, "position")
+speaker_reassignments INDEX btree (from_profile_id, "position")
+speaker_reassignments INDEX btree (meeting_id, "position")
+speaker_reassignments INDEX btree (to_profile_id, "position")
+speaker_reassignments UNIQUE INDEX btree ("position")
 speakers INDEX btree (meeting_id)
 speakers INDEX btree (user_profile_id)
 speakers UNIQUE INDEX btree (id)

@@ -1,0 +1,179 @@
+//! The audit: who said who a speaker is, when and why, and who it had been.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use domain::speaker::LinkedBy;
+use event_store::log;
+use serde::Serialize;
+use sqlx::{FromRow, PgPool};
+use uuid::Uuid;
+
+use crate::tables::read_twice;
+
+/// One time that somebody said who a speaker is.
+#[derive(Clone, PartialEq, Serialize, FromRow, utoipa::ToSchema)]
+pub struct Reassignment {
+    /// The event's place in the log.
+    #[schema(example = 42)]
+    pub position: i64,
+    /// When it was recorded; never earlier than the position before.
+    #[schema(example = "2026-11-24T09:00:00Z")]
+    pub recorded_at: DateTime<Utc>,
+    /// The meeting.
+    #[schema(example = "6a1f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
+    pub meeting_id: Uuid,
+    /// The event's place among the meeting's.
+    #[schema(example = 9)]
+    pub sequence: i64,
+    /// The speaker.
+    #[schema(example = "0d3f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
+    pub speaker_id: Uuid,
+    /// The speaker's label in the diarization.
+    #[schema(example = "spk00")]
+    pub cluster_id: Option<String>,
+    /// Who it was until then; null for nobody known.
+    #[schema(example = "018f0000-0000-7000-8000-000000000001")]
+    pub from_profile_id: Option<Uuid>,
+    /// How that person is called today; null also for whoever has been forgotten.
+    #[schema(example = "Ada Lovelace")]
+    pub from_name: Option<String>,
+    /// Who it is from then on; null for nobody known.
+    #[schema(example = "018f0000-0000-7000-8000-000000000002")]
+    pub to_profile_id: Option<Uuid>,
+    /// How that person is called today; null also for whoever has been forgotten.
+    #[schema(example = "Grace Hopper")]
+    pub to_name: Option<String>,
+    /// Why.
+    #[schema(example = "I was there")]
+    pub reason: String,
+    /// Who said so, as an opaque id.
+    #[schema(example = "reviewer-7")]
+    pub actor: Option<String>,
+    /// `person`, `service` or `system`.
+    #[schema(example = "person")]
+    pub actor_kind: Option<String>,
+    /// Who had made the link before: `machine` or `person`; null if there was no link.
+    #[schema(example = "machine")]
+    pub previous_by: Option<String>,
+    /// How sure the machine had been of the link before, 0 to 1.
+    #[schema(example = 0.87)]
+    pub previous_confidence: Option<f64>,
+    /// What the command belonged to.
+    #[schema(example = "req-17")]
+    pub correlation_id: Option<String>,
+}
+
+/// Which of them are asked for; what is absent does not matter.
+#[derive(Debug, Clone, Default)]
+pub struct ReassignmentFilter {
+    /// From or to this person.
+    pub profile: Option<Uuid>,
+    /// Said by whoever has this opaque id.
+    pub actor: Option<String>,
+    /// `person`, `service` or `system`: what kind of actor.
+    pub actor_kind: Option<String>,
+    /// Of this meeting.
+    pub meeting: Option<Uuid>,
+    /// Recorded at this time or later.
+    pub from: Option<DateTime<Utc>>,
+    /// Recorded before this time.
+    pub to: Option<DateTime<Utc>>,
+    /// Where this one had made the link before.
+    pub previous_by: Option<LinkedBy>,
+}
+
+/// The columns of the table that are shown.
+macro_rules! columns {
+    () => {
+        "position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id, to_profile_id,
+         reason, actor, actor_kind, previous_by, previous_confidence, correlation_id"
+    };
+}
+
+/// What holds for a row whoever it is about.
+macro_rules! conditions {
+    () => {
+        "position > $1 AND position < $2 AND ($3::uuid IS NULL OR meeting_id = $3)
+         AND ($4::text IS NULL OR actor = $4) AND ($5::text IS NULL OR actor_kind = $5)
+         AND ($6::text IS NULL OR previous_by = $6)"
+    };
+}
+
+/// The names of today, for the rows of one page.
+macro_rules! named {
+    ($rows:expr) => {
+        concat!(
+            "SELECT r.position, r.recorded_at, r.meeting_id, r.sequence, r.speaker_id, r.cluster_id,
+                    r.from_profile_id, f.display_name AS from_name, r.to_profile_id, t.display_name AS to_name,
+                    r.reason, r.actor, r.actor_kind, r.previous_by, r.previous_confidence, r.correlation_id
+               FROM (",
+            $rows,
+            " ORDER BY position DESC LIMIT $7) r
+               LEFT JOIN user_profiles f ON f.id = r.from_profile_id
+               LEFT JOIN user_profiles t ON t.id = r.to_profile_id
+              ORDER BY r.position DESC"
+        )
+    };
+}
+
+/// The statement where it does not matter who it is about.
+pub const ABOUT_ANYBODY: &str =
+    named!(concat!("SELECT ", columns!(), " FROM speaker_reassignments WHERE ", conditions!()));
+
+/// The statement about one person. Each half comes from its own index, newest first, and no further than the
+/// page goes: an OR over both columns would have to read all of them first, and sort.
+pub const ABOUT_PROFILE: &str = named!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM ((SELECT ",
+    columns!(),
+    " FROM speaker_reassignments WHERE from_profile_id = $8 AND ",
+    conditions!(),
+    " ORDER BY position DESC LIMIT $7) UNION ALL (SELECT ",
+    columns!(),
+    " FROM speaker_reassignments WHERE to_profile_id = $8 AND from_profile_id IS DISTINCT FROM $8 AND ",
+    conditions!(),
+    " ORDER BY position DESC LIMIT $7)) either"
+));
+
+/// Returns reassignments, the newest first, before position `before`, at most `limit`.
+pub async fn reassignments(
+    pool: &PgPool,
+    filter: &ReassignmentFilter,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<Reassignment>, sqlx::Error> {
+    let Some((after, end)) = positions(pool, filter).await? else { return Ok(vec![]) };
+    let before = before.map_or(end, |before| before.min(end));
+    let statement = if filter.profile.is_some() { ABOUT_PROFILE } else { ABOUT_ANYBODY };
+    read_twice!(pool, connection => {
+        let query = sqlx::query_as(statement)
+            .bind(after)
+            .bind(before)
+            .bind(filter.meeting)
+            .bind(filter.actor.as_deref())
+            .bind(filter.actor_kind.as_deref())
+            .bind(filter.previous_by.map(LinkedBy::as_str))
+            .bind(limit);
+        let query = if filter.profile.is_some() { query.bind(filter.profile) } else { query };
+        // Planned for these very values, so that an absent filter costs nothing and a rare one uses its index.
+        query.persistent(false).fetch_all(&mut *connection)
+    })
+}
+
+/// Returns the positions between which the times lie, both outside; `None` if the time has not come yet.
+async fn positions(pool: &PgPool, filter: &ReassignmentFilter) -> Result<Option<(i64, i64)>, sqlx::Error> {
+    // The last position before a time: the log's times have microseconds.
+    let last_before = async |time: DateTime<Utc>| log::position_at(pool, time - TimeDelta::microseconds(1)).await;
+    let after = match filter.from {
+        None => 0,
+        Some(from) => match last_before(from).await? {
+            Some(position) => position,
+            None => return Ok(None),
+        },
+    };
+    let end = match filter.to {
+        None => i64::MAX,
+        Some(to) => last_before(to).await?.map_or(i64::MAX, |position| position + 1),
+    };
+    Ok(Some((after, end)))
+}
