@@ -18,6 +18,7 @@ pub mod error;
 pub mod events;
 pub mod extract;
 pub mod import;
+pub mod pages;
 pub mod parked;
 pub mod profile;
 pub mod publish;

@@ -1,5 +1,7 @@
 //! What readers ask the tables. An answer that needs several statements is given from one snapshot.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use event_store::log;
 use serde::Serialize;
@@ -425,6 +427,22 @@ pub async fn display_names(pool: &PgPool, profiles: &[Uuid]) -> Result<BTreeMap<
             .bind(profiles)
             .fetch_all(&mut *connection))?;
     Ok(names.into_iter().collect())
+}
+
+/// Returns people who have `part` in their names, in order of name, at most `limit`: who, and how they are
+/// called.
+pub async fn profiles_named(
+    pool: &PgPool,
+    part: &str,
+    limit: i64,
+) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
+    read_twice!(pool, connection => sqlx::query_as(
+        "SELECT id, display_name FROM user_profiles WHERE strpos(lower(display_name), lower($1)) > 0
+          ORDER BY lower(display_name), id LIMIT $2",
+    )
+    .bind(part)
+    .bind(limit)
+    .fetch_all(&mut *connection))
 }
 
 /// Returns people in order of id, after `after`, at most `limit`.

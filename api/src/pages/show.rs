@@ -1,6 +1,6 @@
 //! How pages write times, lengths, sizes and ids.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use uuid::Uuid;
 
 /// A moment, for people and for machines.
@@ -36,6 +36,12 @@ pub(super) fn length(seconds: u64) -> String {
         (hours, 0, _) => format!("{hours} h"),
         (hours, minutes, _) => format!("{hours} h {minutes} min"),
     }
+}
+
+/// Returns how long something took, to the tenth of a second where it was quick.
+pub(super) fn took(delta: TimeDelta) -> String {
+    let seconds = delta.as_seconds_f64().max(0.0);
+    if seconds < 10.0 { format!("{seconds:.1} s") } else { length(seconds as u64) }
 }
 
 /// Returns a size in the unit that suits it.

@@ -73,6 +73,11 @@ impl Visit {
         })
     }
 
+    /// Takes another page to be where somebody comes back to: an address that takes forms shows nothing by itself.
+    pub(super) fn returning_to(self, here: String) -> Self {
+        Self { here, ..self }
+    }
+
     /// Returns what is around a page.
     pub(super) fn shell(self, title: impl Into<String>, section: &'static str) -> Shell {
         let back = if self.here.starts_with("/who") { "/meetings".to_owned() } else { self.here };
@@ -93,10 +98,11 @@ pub(super) struct Shell {
     /// The page's name.
     pub(super) title: String,
     /// Which entry of the navigation it belongs to.
-    section: &'static str,
-    person: Option<Person>,
+    pub(super) section: &'static str,
+    /// Who looks, if that is known.
+    pub(super) person: Option<Person>,
     /// Where somebody who says who they are comes back to.
-    back: String,
+    pub(super) back: String,
     /// After how many seconds the page is asked for again.
     pub(super) refresh: Option<u32>,
 }
@@ -107,7 +113,8 @@ impl Shell {
         self.person.is_some()
     }
 
-    fn style(&self) -> &str {
+    /// Returns the path of the style sheet.
+    pub(super) fn style(&self) -> &str {
         &STYLE_PATH
     }
 }
