@@ -79,13 +79,7 @@ fn command_id(state: &AppState, context: &Context, method: &str, path: &str, key
 
 /// Returns the key of a form that was sent to `path`: sent twice, it has one effect. `said` is all that it
 /// says.
-pub fn form_key(
-    state: &AppState,
-    context: &Context,
-    path: &str,
-    key: Uuid,
-    said: &[&str],
-) -> IdempotencyKey {
+pub fn form_key(state: &AppState, context: &Context, path: &str, key: Uuid, said: &[&str]) -> IdempotencyKey {
     let command_id = command_id(state, context, "POST", path, &key.to_string());
     let parts = [&b"form"[..]].into_iter().chain(said.iter().map(|text| text.as_bytes()));
     let request_hmac = state.book.store.identity().secret.hmac(&parts.collect::<Vec<_>>()).to_vec();

@@ -64,7 +64,8 @@ pub fn router() -> Router<AppState> {
 }
 
 fn asset(media_type: &'static str, content: &'static str) -> Response {
-    let keep = if media_type.starts_with("text/css") { "max-age=31536000, immutable" } else { "max-age=3600" };
+    let keep =
+        if media_type.starts_with("text/css") { "max-age=31536000, immutable" } else { "max-age=3600" };
     let headers = [
         (header::CONTENT_TYPE, media_type),
         (header::CACHE_CONTROL, keep),

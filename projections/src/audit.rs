@@ -163,7 +163,8 @@ pub async fn reassignments(
 /// Returns the positions between which the times lie, both outside; `None` if the time has not come yet.
 async fn positions(pool: &PgPool, filter: &ReassignmentFilter) -> Result<Option<(i64, i64)>, sqlx::Error> {
     // The last position before a time: the log's times have microseconds.
-    let last_before = async |time: DateTime<Utc>| log::position_at(pool, time - TimeDelta::microseconds(1)).await;
+    let last_before =
+        async |time: DateTime<Utc>| log::position_at(pool, time - TimeDelta::microseconds(1)).await;
     let after = match filter.from {
         None => 0,
         Some(from) => match last_before(from).await? {

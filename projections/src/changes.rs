@@ -118,7 +118,8 @@ impl<'a> Changes<'a> {
 
     /// Returns how many rows are inserted, updated and deleted; the cache apart, and what was not loaded.
     pub(crate) const fn rows(&self) -> (usize, usize, usize) {
-        let Self { files, meetings, speakers, artifacts, reassignments, erased: _, profiles, cache: _ } = self;
+        let Self { files, meetings, speakers, artifacts, reassignments, erased: _, profiles, cache: _ } =
+            self;
         let inserts = files.inserts.len()
             + meetings.inserts.len()
             + speakers.inserts.len()

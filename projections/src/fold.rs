@@ -150,7 +150,8 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
         } => {
             let (speaker_id, to_profile_id) = (speaker_id.as_uuid(), to.map(|profile| profile.as_uuid()));
             let speaker = rows.speakers.get(&speaker_id);
-            let Provenance { actor, actor_kind, correlation_id } = recorded.provenance.clone().unwrap_or_default();
+            let Provenance { actor, actor_kind, correlation_id } =
+                recorded.provenance.clone().unwrap_or_default();
             let row = ReassignmentRow {
                 position: recorded.position,
                 recorded_at: recorded.recorded_at,

@@ -139,7 +139,8 @@ fn replace(found: &MeetingRows, right: &MeetingRows) -> Vec<Statement> {
     let surplus = |found: Option<Uuid>, right: bool| found.filter(|_| !right).into_iter().collect::<Vec<_>>();
     let surplus_speakers = found.speakers.keys().filter(|id| !speakers.contains_key(*id)).copied();
     let surplus_artifacts = found.artifacts.keys().filter(|id| !artifacts.contains_key(*id)).copied();
-    let surplus_reassignments = found.reassignments.keys().filter(|at| !reassignments.contains_key(*at)).copied();
+    let surplus_reassignments =
+        found.reassignments.keys().filter(|at| !reassignments.contains_key(*at)).copied();
     [
         speaker_reassignments::delete(&surplus_reassignments.collect::<Vec<_>>()),
         speakers::delete(&surplus_speakers.collect::<Vec<_>>()),

@@ -32,8 +32,13 @@ fn form_problem(rejection: FormRejection) -> Problem {
         StatusCode::UNSUPPORTED_MEDIA_TYPE => {
             Problem::new(status, "unsupported_media_type", "only a form's content is taken here")
         }
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(status, "body_too_large", "the form is larger than allowed"),
-        _ => Problem::invalid("invalid_body", "the form lacks a field or has one too many; open the page again"),
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(status, "body_too_large", "the form is larger than allowed")
+        }
+        _ => Problem::invalid(
+            "invalid_body",
+            "the form lacks a field or has one too many; open the page again",
+        ),
     }
 }
 

@@ -131,7 +131,7 @@ impl SpeakerRow {
         Self {
             id: speaker.id.to_string(),
             cluster_id: speaker.cluster_id.clone(),
-            voice: timeline::voice(number, speaker),
+            voice: timeline::voice(number),
             name: speaker.profile.as_ref().map(name),
             speech: show::length(speaker.speech_ms / 1000),
             share: (all_ms > 0).then(|| show::percent(share)),
@@ -203,8 +203,18 @@ fn meeting_page(
     speakers: &[SpeakerDetails],
     past: Option<Option<DateTime<Utc>>>,
 ) -> MeetingPage {
-    let MeetingDetails { id, version, position, status, language, started_at, finished_at, file, artifacts, .. } =
-        meeting;
+    let MeetingDetails {
+        id,
+        version,
+        position,
+        status,
+        language,
+        started_at,
+        finished_at,
+        file,
+        artifacts,
+        ..
+    } = meeting;
     let numbered = speakers.iter().enumerate().collect::<Vec<_>>();
     let all_ms = speakers.iter().map(|speaker| speaker.speech_ms).sum();
     let short = show::short(id);
@@ -219,7 +229,7 @@ fn meeting_page(
         past: past.map(|at| Past { position: show::number(position), recorded: at.map(show::precise) }),
         position: show::number(position),
         version,
-        timeline: Timeline::of(&numbered, file.as_ref().and_then(|file| file.duration)),
+        timeline: Timeline::of(&numbered),
         speakers: numbered.iter().map(|(number, speaker)| SpeakerRow::of(*number, speaker, all_ms)).collect(),
         file: file.map(FileFacts::from),
         artifacts: artifacts.into_iter().map(ArtifactRow::from).collect(),

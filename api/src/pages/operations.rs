@@ -104,7 +104,9 @@ struct Rebuild {
 
 impl From<RebuildRow> for Rebuild {
     fn from(row: RebuildRow) -> Self {
-        let RebuildRow { id, kind, who, started_at, running, phase, done, total, percentage, outcome, .. } = row;
+        let RebuildRow {
+            id, kind, who, started_at, running, phase, done, total, percentage, outcome, ..
+        } = row;
         Self {
             id,
             kind,

@@ -13,7 +13,10 @@ pub(super) struct Moment {
 
 /// Returns a moment to the minute.
 pub(super) fn moment(at: DateTime<Utc>) -> Moment {
-    Moment { text: at.format("%-d %b %Y, %H:%M").to_string(), iso: at.to_rfc3339_opts(SecondsFormat::Secs, true) }
+    Moment {
+        text: at.format("%-d %b %Y, %H:%M").to_string(),
+        iso: at.to_rfc3339_opts(SecondsFormat::Secs, true),
+    }
 }
 
 /// Returns a moment to the second.
@@ -41,7 +44,13 @@ pub(super) fn length(seconds: u64) -> String {
 /// Returns how long something took, to the tenth of a second where it was quick.
 pub(super) fn took(delta: TimeDelta) -> String {
     let seconds = delta.as_seconds_f64().max(0.0);
-    if seconds < 10.0 { format!("{seconds:.1} s") } else { length(seconds as u64) }
+    if seconds < 0.1 {
+        "less than 0.1 s".to_owned()
+    } else if seconds < 10.0 {
+        format!("{seconds:.1} s")
+    } else {
+        length(seconds as u64)
+    }
 }
 
 /// Returns a size in the unit that suits it.
@@ -86,9 +95,15 @@ mod tests {
 
     #[test]
     fn lengths_and_sizes_are_written_in_the_unit_that_suits() {
-        assert_eq!([0, 59, 60, 245, 3600, 3845].map(length), ["0 s", "59 s", "1 min", "4 min 5 s", "1 h", "1 h 4 min"]);
+        assert_eq!(
+            [0, 59, 60, 245, 3600, 3845].map(length),
+            ["0 s", "59 s", "1 min", "4 min 5 s", "1 h", "1 h 4 min"]
+        );
         assert_eq!([0, 65, 3845].map(clock), ["0:00", "1:05", "1:04:05"]);
         assert_eq!([0, 999, 31_457_280].map(size), ["0 bytes", "999 bytes", "31.5 MB"]);
-        assert_eq!([7, 1_000, 1_234_567, -1_000].map(number), ["7", "1\u{202f}000", "1\u{202f}234\u{202f}567", "-1\u{202f}000"]);
+        assert_eq!(
+            [7, 1_000, 1_234_567, -1_000].map(number),
+            ["7", "1\u{202f}000", "1\u{202f}234\u{202f}567", "-1\u{202f}000"]
+        );
     }
 }

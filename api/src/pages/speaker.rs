@@ -23,7 +23,9 @@ use super::{page, sentence};
 use crate::app::AppState;
 use crate::error::Problem;
 use crate::extract::{PathOf, form_key, wait_until_shown};
-use crate::routes::speakers::{Reassignment, SpeakerDecision, SpeakerPath, Undoing, decisions, say_who, take_back};
+use crate::routes::speakers::{
+    Reassignment, SpeakerDecision, SpeakerPath, Undoing, decisions, say_who, take_back,
+};
 use crate::speakers::{self, SpeakerDetails};
 
 /// How many people are offered at once, besides the candidates.
@@ -220,7 +222,9 @@ fn after(path: &SpeakerPath, accepted: &Accepted) -> Response {
 /// Keeps those problems that are about what was said; they are shown with it.
 fn on_page(problem: Problem) -> Result<Problem, Problem> {
     match problem.status() {
-        StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED | StatusCode::UNPROCESSABLE_ENTITY => Ok(problem),
+        StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED | StatusCode::UNPROCESSABLE_ENTITY => {
+            Ok(problem)
+        }
         _ => Err(problem),
     }
 }
@@ -241,7 +245,12 @@ struct Done {
     unchanged: bool,
 }
 
-async fn render(state: &AppState, path: &SpeakerPath, visit: Visit, shown: Shown) -> Result<Response, Problem> {
+async fn render(
+    state: &AppState,
+    path: &SpeakerPath,
+    visit: Visit,
+    shown: Shown,
+) -> Result<Response, Problem> {
     let pool = state.book.pool();
     if shown.problem.is_some() {
         // What another reviewer said is in the log already; the page shows it if the tables do in time.
@@ -259,7 +268,8 @@ async fn render(state: &AppState, path: &SpeakerPath, visit: Visit, shown: Shown
     let names = Names(&names);
 
     let Shown { done, problem, expected: was, undoing, entered } = shown;
-    let expected = speaker.profile.as_ref().map_or_else(|| "nobody".to_owned(), |profile| profile.id.to_string());
+    let expected =
+        speaker.profile.as_ref().map_or_else(|| "nobody".to_owned(), |profile| profile.id.to_string());
     let changed = was.is_some_and(|was| was != expected);
     let told_problem = match &problem {
         _ if changed => Some(quicker(&history, &names)),
@@ -276,11 +286,13 @@ async fn render(state: &AppState, path: &SpeakerPath, visit: Visit, shown: Shown
     let row = SpeakerRow::of(number, speaker, all_ms);
     let title = row.name.clone().unwrap_or_else(|| format!("Speaker {}", row.cluster_id));
     let speaker_page = SpeakerPage {
-        shell: visit.returning_to(format!("/meetings/{}/speakers/{}", path.id, path.speaker)).shell(title, "meetings"),
+        shell: visit
+            .returning_to(format!("/meetings/{}/speakers/{}", path.id, path.speaker))
+            .shell(title, "meetings"),
         meeting: path.id.to_string(),
         meeting_short,
         expected,
-        timeline: Timeline::of(&[(number, speaker)], None),
+        timeline: Timeline::of(&[(number, speaker)]),
         stretches: stretches(speaker),
         notice: done.and_then(|done| notice(&done, &history, &names)),
         problem: told_problem,

@@ -27,13 +27,11 @@ pub(super) struct Timeline {
     pub(super) bottom: usize,
     /// The whole height.
     pub(super) height: usize,
-    /// What the axis spans.
-    pub(super) length: String,
 }
 
 /// One speaker's lane.
 pub(super) struct Lane {
-    /// The number of its colour; grey for nobody known.
+    /// The name of its colour.
     pub(super) voice: String,
     /// Who.
     pub(super) label: String,
@@ -57,15 +55,14 @@ pub(super) struct Mark {
 
 impl Timeline {
     /// Draws speakers, each with its number among the meeting's; nothing if no speech is known.
-    pub(super) fn of(speakers: &[(usize, &SpeakerDetails)], file_seconds: Option<i32>) -> Option<Self> {
+    pub(super) fn of(speakers: &[(usize, &SpeakerDetails)]) -> Option<Self> {
         let end = |segment: &SpokenSegment| u64::from(segment.start_ms) + u64::from(segment.duration_ms);
         let segments = |speaker: &SpeakerDetails| speaker.segments.clone().unwrap_or_default();
         let last = speakers.iter().flat_map(|(_, speaker)| segments(speaker)).map(|s| end(&s)).max()?;
-        let file_ms = u64::try_from(file_seconds.unwrap_or(0)).unwrap_or(0) * 1000;
-        let length = last.max(file_ms).max(1);
+        let length = last.max(1);
         let columns = (COLUMNS / speakers.len()).clamp(300, 1500) as u64;
         let lane = |(n, (number, speaker)): (usize, &(usize, &SpeakerDetails))| Lane {
-            voice: voice(*number, speaker),
+            voice: voice(*number),
             label: label(speaker),
             label_y: n * LANE + 13,
             y: n * LANE + 19,
@@ -78,23 +75,20 @@ impl Timeline {
             columns,
             bottom,
             height: bottom + 20,
-            length: clock(length / 1000),
         })
     }
 }
 
-/// Returns the name of a speaker's colour.
-pub(super) fn voice(number: usize, speaker: &SpeakerDetails) -> String {
-    match speaker.profile {
-        Some(_) => format!("voice-{}", number % VOICES),
-        None => "voice-nobody".to_owned(),
-    }
+/// Returns the name of the colour of a meeting's speaker number `number`.
+pub(super) fn voice(number: usize) -> String {
+    format!("voice-{}", number % VOICES)
 }
 
 fn label(speaker: &SpeakerDetails) -> String {
-    let name = speaker.profile.as_ref().map(|profile| {
-        profile.display_name.clone().unwrap_or_else(|| "somebody forgotten since".to_owned())
-    });
+    let name = speaker
+        .profile
+        .as_ref()
+        .map(|profile| profile.display_name.clone().unwrap_or_else(|| "somebody forgotten since".to_owned()));
     match name {
         Some(name) => name,
         None => format!("{} · nobody known", speaker.cluster_id),
@@ -105,7 +99,8 @@ fn label(speaker: &SpeakerDetails) -> String {
 fn path(segments: &[SpokenSegment], length_ms: u64, columns: u64) -> String {
     let mut bars: Vec<(u64, u64)> = vec![];
     for segment in segments {
-        let (start, end) = (u64::from(segment.start_ms), u64::from(segment.start_ms) + u64::from(segment.duration_ms));
+        let (start, end) =
+            (u64::from(segment.start_ms), u64::from(segment.start_ms) + u64::from(segment.duration_ms));
         let first = (start * columns / length_ms).min(columns - 1);
         let end = (end * columns).div_ceil(length_ms).clamp(first + 1, columns);
         match bars.last_mut() {
@@ -124,7 +119,8 @@ fn path(segments: &[SpokenSegment], length_ms: u64, columns: u64) -> String {
 /// Marks the axis at round times.
 fn marks(seconds: u64) -> Vec<Mark> {
     const STEPS: [u64; 14] = [1, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600];
-    let step = STEPS.into_iter().find(|step| seconds / step <= MARKS).unwrap_or_else(|| (seconds / MARKS).max(1));
+    let step =
+        STEPS.into_iter().find(|step| seconds / step <= MARKS).unwrap_or_else(|| (seconds / MARKS).max(1));
     let mark = |at: u64| {
         let share = at as f64 * 100.0 / seconds.max(1) as f64;
         let anchor = match share {

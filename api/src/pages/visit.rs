@@ -165,7 +165,8 @@ pub(super) async fn answer(visit: Visit, FormOf(form): FormOf<WhoForm>) -> Respo
             format!("{COOKIE}={id}; Path=/; HttpOnly; SameSite=Strict; Max-Age={KEPT_SECONDS}")
         }
         (None, None) => {
-            let problem = sentence("an id is 1 to 100 of A-Z a-z 0-9 . _ - and no mail address: the log keeps it");
+            let problem =
+                sentence("an id is 1 to 100 of A-Z a-z 0-9 . _ - and no mail address: the log keeps it");
             let shell = visit.shell("Who are you?", "");
             let who = Who { shell, back, id: person.to_owned(), problem: Some(problem) };
             return page(StatusCode::UNPROCESSABLE_ENTITY, &who);
@@ -177,7 +178,11 @@ pub(super) async fn answer(visit: Visit, FormOf(form): FormOf<WhoForm>) -> Respo
 /// Returns a path of this server, whatever was asked for: a link must not lead elsewhere through here.
 fn local(back: &str) -> String {
     let here = back.starts_with('/') && !back.starts_with("//") && !back.contains(['\\', '\r', '\n', '\t']);
-    let path = if here && back.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none()) { back } else { "/meetings" };
+    let path = if here && back.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none()) {
+        back
+    } else {
+        "/meetings"
+    };
     path.to_owned()
 }
 
@@ -188,7 +193,9 @@ mod tests {
     #[test]
     fn the_way_back_never_leads_to_another_server() {
         assert_eq!(local("/meetings?status=failed"), "/meetings?status=failed");
-        for elsewhere in ["", "//evil.example", "/\\evil.example", "https://evil.example", "/a\r\nb", "meetings"] {
+        for elsewhere in
+            ["", "//evil.example", "/\\evil.example", "https://evil.example", "/a\r\nb", "meetings"]
+        {
             assert_eq!(local(elsewhere), "/meetings", "{elsewhere:?}");
         }
     }
@@ -200,7 +207,8 @@ mod tests {
             Visit::of(&headers, &Uri::from_static("/meetings")).person
         };
         assert_eq!(visit("a=b; minutebook_person=rev-7"), Some(Person("rev-7".to_owned())));
-        for cookie in ["minutebook_person=", "minutebook_person=a@b.org", "other=rev-7", "minutebook_person"] {
+        for cookie in ["minutebook_person=", "minutebook_person=a@b.org", "other=rev-7", "minutebook_person"]
+        {
             assert_eq!(visit(cookie), None, "{cookie}");
         }
     }

@@ -124,9 +124,8 @@ fn statement(sql: &'static str, rows: &[&ReassignmentRow]) -> Option<Statement> 
 
 /// Deletes the rows at these positions.
 pub fn delete(positions: &[i64]) -> Option<Statement> {
-    let delete = || {
-        Statement::new("DELETE FROM speaker_reassignments WHERE position = ANY ($1)").bind(positions)
-    };
+    let delete =
+        || Statement::new("DELETE FROM speaker_reassignments WHERE position = ANY ($1)").bind(positions);
     (!positions.is_empty()).then(delete)
 }
 
