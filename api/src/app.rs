@@ -21,9 +21,10 @@ use utoipa_swagger_ui::SwaggerUi;
 use uuid::Uuid;
 
 use crate::book::SharedBook;
-use crate::config::ServeConfig;
+use crate::config::{Part, ServeConfig};
 use crate::error::Problem;
 use crate::extract::REQUEST_ID;
+use crate::matching::Matching;
 use crate::{pages, routes};
 
 /// What every handler can reach.
@@ -33,6 +34,8 @@ pub struct AppState {
     pub book: SharedBook,
     /// How to serve.
     pub config: Arc<ServeConfig>,
+    /// What names speakers by voice.
+    pub matching: Matching,
     /// What renders the metrics.
     pub metrics: PrometheusHandle,
     /// One permit per request under way.
@@ -44,16 +47,24 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Returns the state over an open book.
+    /// Returns the state over an open book. Speakers are named once its voices follow the log.
     pub fn new(
         book: SharedBook,
         config: ServeConfig,
+        matching: Matching,
         metrics: PrometheusHandle,
         stopping: CancellationToken,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_requests));
         let followers = Arc::new(Semaphore::new(config.max_followers));
-        Self { book, config: Arc::new(config), metrics, permits, followers, stopping }
+        Self { book, config: Arc::new(config), matching, metrics, permits, followers, stopping }
+    }
+}
+
+impl AppState {
+    /// Says whether this process answers requests under `/v1`.
+    pub fn answers(&self) -> bool {
+        matches!(self.config.only, None | Some(Part::Api))
     }
 }
 

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use domain::ValueError;
+use domain::speaker::PolicyVersion;
+use domain::speaker_matching::{Policy, Thresholds};
 use domain::voice::{MAX_DIMENSION, ModelId, VoiceModels};
 use projections::feed::stream::{StorageType, StreamConfig};
+use serde::Deserialize;
 
 /// Where the log and the tables are.
 #[derive(Debug, Clone, Args)]
@@ -163,6 +167,11 @@ pub struct ServeConfig {
           value_parser = voice_model, value_name = "MODELS")]
     pub voice_models: Vec<(ModelId, usize)>,
 
+    /// How voices are matched, for each model: JSON, or a file with it; see docs/OPERATIONS.md
+    #[arg(long, env = "MINUTEBOOK_MATCHING_POLICIES", default_value = "", hide_default_value = true,
+          value_parser = policies, value_name = "POLICIES")]
+    pub matching_policies: Policies,
+
     /// Where the change feed goes
     #[command(flatten)]
     pub nats: NatsConfig,
@@ -172,6 +181,21 @@ impl ServeConfig {
     /// Returns the voice models that are known.
     pub fn voice_models(&self) -> VoiceModels {
         voice_models(&self.voice_models)
+    }
+
+    /// Returns how the voices of the known models are matched: as is configured, else by the default of the
+    /// model. A model that has neither is never matched. Fails where the policy is for no known model.
+    pub fn policies(&self) -> Result<Vec<Policy>, ValueError> {
+        let mut policies = self.matching_policies.0.clone();
+        let known = |model: &ModelId| self.voice_models.iter().any(|(name, _)| name == model);
+        if !policies.iter().all(|policy| known(policy.model())) {
+            return Err(ValueError::new("model", "must be one of --voice-models in each matching policy"));
+        }
+        let default = Policy::default();
+        if known(default.model()) && !policies.iter().any(|policy| policy.model() == default.model()) {
+            policies.push(default);
+        }
+        Ok(policies)
     }
 }
 
@@ -187,6 +211,51 @@ pub fn voice_model(text: &str) -> Result<(ModelId, usize), String> {
         Some((name.parse().ok()?, dimension))
     });
     parsed.ok_or_else(|| format!("must be a model's name, =, and a dimension of 1 to {MAX_DIMENSION}"))
+}
+
+/// How voices are matched, no model twice.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Policies(Vec<Policy>);
+
+/// A policy, as it is written down.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyText {
+    model: ModelId,
+    version: PolicyVersion,
+    auto: f64,
+    suggest: f64,
+    margin: f64,
+    minimum_speech_ms: u64,
+}
+
+/// Reads policies from JSON, or from the file that is named. Nothing at all is none.
+pub fn policies(text: &str) -> Result<Policies, String> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(Policies::default());
+    }
+    let json = if text.starts_with(['[', '{']) {
+        text.to_owned()
+    } else {
+        std::fs::read_to_string(text).map_err(|error| format!("the file cannot be read: {error}"))?
+    };
+    let deserializer = &mut serde_json::Deserializer::from_str(&json);
+    let texts: Vec<PolicyText> = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        format!("a list of policies is expected, at {path}: {}", error.inner())
+    })?;
+    let mut policies = Vec::<Policy>::new();
+    for text in texts {
+        let PolicyText { model, version, auto, suggest, margin, minimum_speech_ms } = text;
+        if policies.iter().any(|policy| policy.model() == &model) {
+            return Err(format!("model: {model} has two policies"));
+        }
+        let thresholds = Thresholds { auto, suggest, margin, minimum_speech_ms };
+        let policy = Policy::new(model.clone(), version, thresholds);
+        policies.push(policy.map_err(|error| format!("in the policy for {model}: {error}"))?);
+    }
+    Ok(Policies(policies))
 }
 
 /// A part of the work of `serve`.
@@ -225,5 +294,40 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= 86_400.0 => Ok(Duration::from_secs_f64(seconds)),
         Ok(_) | Err(_) => Err("must be a number of seconds, more than 0 and at most 86400".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_makes_no_sense_is_refused_with_its_field() {
+        let with = |change: &str| {
+            let good = r#"{"model": "m", "version": "1", "auto": 0.9, "suggest": 0.8, "margin": 0.1, "minimum_speech_ms": 1}"#;
+            let (field, _) = change.split_once(':').unwrap();
+            let start = good.find(field).unwrap();
+            let end = start + good[start..].find([',', '}']).unwrap();
+            policies(&format!("[{}{change}{}]", &good[..start], &good[end..]))
+        };
+        assert!(with(r#""auto": 0.95"#).is_ok());
+        for (change, field) in [
+            (r#""auto": 1.5"#, "auto"),
+            (r#""auto": -1"#, "auto"),
+            (r#""auto": "high""#, "auto"),
+            (r#""suggest": 0.95"#, "suggest"),
+            (r#""margin": 2"#, "margin"),
+            (r#""margin": null"#, "margin"),
+            (r#""minimum_speech_ms": -1"#, "minimum_speech_ms"),
+            (r#""minimum_speech_ms": 0.5"#, "minimum_speech_ms"),
+            (r#""version": """#, "version"),
+            (r#""model": " ""#, "model"),
+            (r#""margin": 0.1, "surprise": 1"#, "surprise"),
+        ] {
+            let refused = with(change).unwrap_err();
+            assert!(refused.contains(field), "{change}: {refused}");
+        }
+        assert_eq!(policies(" "), Ok(Policies::default()));
+        assert!(policies("{}").is_err() && policies("/nowhere/at/all").unwrap_err().contains("file"));
     }
 }

@@ -20,6 +20,7 @@ use crate::app::{AppState, app, operations_app};
 use crate::book::Book;
 use crate::cli::Done;
 use crate::config::{DatabaseConfig, Part, ServeConfig};
+use crate::matching::Matching;
 use crate::{telemetry, terminal};
 
 /// How long after the signal to stop a request may still be under way, beyond the time that any may take.
@@ -35,6 +36,7 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     if config.only == Some(Part::Publisher) && stream.is_none() {
         bail!("a publisher needs a broker: --nats-url or NATS_URL names it");
     }
+    let matching = Matching::new(&config, config.policies().context("the matching policies cannot be used")?);
     let mut stop = pin!(stop_signal()?);
     let metrics = telemetry::init_metrics().context("cannot start metrics")?;
     // Before the database: a port that is taken should be heard of at once.
@@ -63,7 +65,11 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     }
     let longest = config.request_timeout;
     let stopping = CancellationToken::new();
-    let state = AppState::new(Arc::clone(&book), config, metrics, stopping.clone());
+    if answers {
+        let following = matching.voices.clone().follow(book.store.clone(), book.shutdown.clone());
+        book.tasks.spawn(following);
+    }
+    let state = AppState::new(Arc::clone(&book), config, matching, metrics, stopping.clone());
     let router = if answers { app(state) } else { operations_app(state) };
     welcome(&book, address, answers);
 

@@ -328,6 +328,95 @@ pub async fn read_aggregates(
     Ok(events)
 }
 
+/// Reads and decodes the events of one type of aggregates after position `after` and up to `until`, in order, at
+/// most one batch; says whether these are all.
+pub async fn read_type(
+    pool: &PgPool,
+    aggregate_type: &str,
+    after: i64,
+    until: i64,
+    limits: BatchLimits,
+) -> Result<(Vec<Entry>, bool), LogError> {
+    let failed = |source| LogError::Database { after, source };
+    let mut rows = sqlx::query(
+        "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
+                payload::text AS payload
+           FROM log.events WHERE position > $1 AND position <= $2 AND aggregate_type = $3
+          ORDER BY position LIMIT $4",
+    )
+    .bind(after)
+    .bind(until)
+    .bind(aggregate_type)
+    .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
+    .fetch(pool);
+    let mut events = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = rows.try_next().await.map_err(failed)? {
+        let (entry, size) = entry(&row).map_err(failed)?;
+        events.push(entry);
+        bytes += size;
+        if events.len() == limits.events || bytes >= limits.bytes {
+            return Ok((events, false));
+        }
+    }
+    Ok((events, true))
+}
+
+/// Reads and decodes the latest event of a type of each of these aggregates that has one, in order of their ids;
+/// what an operator has skipped is passed over. At most as many bytes of payload as `limits` says, and the one
+/// event that passes it; says whether these are all.
+pub async fn latest_of_type(
+    pool: &PgPool,
+    aggregate_type: &str,
+    aggregate_ids: &[String],
+    event_type: &str,
+    bytes: usize,
+) -> Result<(Vec<Entry>, bool), sqlx::Error> {
+    let mut rows = sqlx::query(
+        "SELECT e.position, e.recorded_at, e.sequence, e.aggregate_type, e.aggregate_id, e.event_type,
+                e.event_version, e.payload::text AS payload
+           FROM unnest($2::text[]) AS wanted (id)
+          CROSS JOIN LATERAL (
+                SELECT l.* FROM log.events l
+                 WHERE l.aggregate_type = $1 AND l.aggregate_id = wanted.id AND l.event_type = $3
+                   AND NOT EXISTS (SELECT FROM ops.parked_decisions d
+                                    WHERE d.position = l.position AND d.outcome = 'skipped')
+                 ORDER BY l.sequence DESC LIMIT 1) e
+          ORDER BY e.aggregate_id",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_ids)
+    .bind(event_type)
+    .fetch(pool);
+    let mut events = Vec::new();
+    let mut read = 0;
+    while let Some(row) = rows.try_next().await? {
+        if read >= bytes {
+            return Ok((events, false));
+        }
+        let (entry, size) = entry(&row)?;
+        events.push(entry);
+        read += size;
+    }
+    Ok((events, true))
+}
+
+/// Returns which speakers of these meetings somebody has reassigned, and the sequence of the latest time.
+pub async fn reassigned_speakers(
+    pool: &PgPool,
+    meetings: &[String],
+) -> Result<Vec<(Uuid, i64)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT (payload #>> '{SpeakerReassigned,speaker_id}')::uuid, max(sequence)
+           FROM log.events
+          WHERE aggregate_type = 'meeting' AND aggregate_id = ANY ($1) AND event_type = 'SpeakerReassigned'
+          GROUP BY 1",
+    )
+    .bind(meetings)
+    .fetch_all(pool)
+    .await
+}
+
 /// Returns the types of aggregates that the log has, from the index alone.
 pub async fn aggregate_types(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(

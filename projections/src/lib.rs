@@ -18,3 +18,4 @@ pub mod schema;
 mod stored_rows;
 pub mod sweeper;
 pub mod tables;
+pub mod voice_index;

@@ -420,6 +420,37 @@ pub async fn voice_samples(pool: &PgPool, id: Uuid) -> Result<Option<Vec<VoiceSa
     Ok(rows.pop().map(|row| row.embeddings.into_iter().map(sample).collect()))
 }
 
+/// A speaker who is nobody known.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub struct UnnamedSpeaker {
+    /// The meeting.
+    pub meeting_id: Uuid,
+    /// The speaker.
+    pub id: Uuid,
+}
+
+/// Returns the speakers who are nobody known of at most `meetings` meetings that have such, in order of the
+/// meetings' ids, after `after`.
+pub async fn unnamed_speakers(
+    pool: &PgPool,
+    after: Option<Uuid>,
+    meetings: i64,
+) -> Result<Vec<UnnamedSpeaker>, sqlx::Error> {
+    read_twice!(pool, connection => sqlx::query_as(
+        "SELECT s.meeting_id, s.id
+           FROM (SELECT DISTINCT meeting_id FROM speakers
+                  WHERE user_profile_id IS NULL AND meeting_id IS NOT NULL AND ($1::uuid IS NULL OR meeting_id > $1)
+                  ORDER BY meeting_id LIMIT $2) m
+           JOIN speakers s ON s.meeting_id = m.meeting_id
+          WHERE s.user_profile_id IS NULL
+          ORDER BY s.meeting_id, s.id",
+    )
+    .bind(after)
+    .bind(meetings)
+    .persistent(false)
+    .fetch_all(&mut *connection))
+}
+
 /// Returns how those of `profiles` are called that there are.
 pub async fn display_names(pool: &PgPool, profiles: &[Uuid]) -> Result<BTreeMap<Uuid, String>, sqlx::Error> {
     let names: Vec<(Uuid, String)> = read_twice!(pool, connection =>

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use api::app::{AppState, app};
 use api::config::ServeConfig;
+use api::matching::Matching;
 use clap::Parser;
 use tests::bench::{Baseline, BenchCluster, quantile, setting};
 use tests::workload::Workload;
@@ -41,8 +42,11 @@ async fn main() {
     book.start_projector();
     let metrics = api::telemetry::init_metrics().expect("metrics start once");
     let config = Defaults::parse_from(["bench"]).serve;
-    let server =
-        serve(app(AppState::new(Arc::clone(&book), config, metrics, CancellationToken::new()))).await;
+    let matching = Matching::new(&config, config.policies().expect("the default policies are valid"));
+    let following = matching.voices.clone().follow(book.store.clone(), book.shutdown.clone());
+    book.tasks.spawn(following);
+    let state = AppState::new(Arc::clone(&book), config, matching, metrics, CancellationToken::new());
+    let server = serve(app(state)).await;
     let echo = axum::Router::new().route("/v1/meetings", axum::routing::post(async |body: String| body));
     let echo = serve(echo).await;
 

@@ -7,6 +7,7 @@ mod life;
 mod limits;
 mod listening;
 mod metrics;
+mod naming;
 mod parked;
 mod provenance;
 mod shutdown;

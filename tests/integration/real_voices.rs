@@ -9,6 +9,9 @@ use domain::speaker::Decision;
 use domain::speaker_matching::{ClusterVoice, Policy, VoiceIndex, match_clusters};
 use domain::voice::Voice;
 use serde::Deserialize;
+use tests::TestDatabase;
+use tests::real_voices::{Cast, ENROLLED, Score};
+use tests::server::Server;
 use uuid::Uuid;
 
 /// Who lends which voice to a speaker of the meetings.
@@ -80,6 +83,34 @@ fn enrolled_speakers_are_named_right_and_strangers_are_not_named() {
     assert_eq!((meetings, enrolled, strangers), (60, 120, 40));
     assert_eq!((wrong, strangers_named), (0, 0));
     assert!(f64::from(right) >= 0.97 * f64::from(enrolled), "{right} of {enrolled}");
+}
+
+#[tokio::test]
+async fn over_http_enrolled_speakers_are_named_right_and_strangers_are_not_named() {
+    let Some(data) =
+        tests::real_data("over_http_enrolled_speakers_are_named_right_and_strangers_are_not_named")
+    else {
+        return;
+    };
+    let database = TestDatabase::create().await;
+    let server = Server::start(&database).await;
+    let mut cast = Cast::read(&data);
+    cast.enrol(&server).await;
+    assert_eq!((cast.profiles.len(), cast.meetings()), (30, 60));
+
+    let fourth = Score::of(&cast.hold_meetings(&server, ENROLLED).await);
+    println!("fourth utterance: {fourth}");
+    assert_eq!((fourth.enrolled, fourth.strangers), (120, 40));
+    assert_eq!((fourth.wrong, fourth.strangers_named), (0, 0));
+    assert!(100 * fourth.right >= 97 * fourth.enrolled, "{fourth}");
+
+    let mut others = cast.hold_meetings(&server, ENROLLED + 1).await;
+    others.extend(cast.hold_meetings(&server, ENROLLED + 2).await);
+    let others = Score::of(&others);
+    println!("fifth and sixth utterance: {others}");
+    assert_eq!((others.enrolled, others.wrong), (240, 0));
+    assert!(100 * others.right >= 90 * others.enrolled, "{others}");
+    assert!(server.stop().await.success());
 }
 
 /// Returns the utterances of each voice, in order of the file.

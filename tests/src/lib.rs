@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod clock;
 pub mod nats;
+pub mod real_voices;
 pub mod server;
 pub mod workload;
 

@@ -10,6 +10,7 @@ use domain::ids::{FileId, MeetingId, OwnerId};
 use domain::meeting::{FailMeeting, MeetingCommand, RegisterMeeting};
 use domain::speaker::{Cluster, ClusterId, Diarization, Segment};
 use domain::text::{Language, Reason, Stage, WorkerId};
+use domain::voice::{ModelId, Vector, Voice};
 use domain::{Timestamp, ValueError};
 use event_store::command_bus::Context;
 use event_store::log::{self, BatchLimits};
@@ -17,6 +18,7 @@ use projections::history;
 use projections::queries::{self, MeetingDetails, MeetingFilter, MeetingSummary};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -204,6 +206,24 @@ struct SpeakerCluster {
     #[serde(default)]
     #[schema(value_type = Vec<SpeechSegment>)]
     segments: Vec<Object<SpeechSegment>>,
+    /// How long it speaks in all, in milliseconds, where there are no segments.
+    #[schema(example = 412_500)]
+    speech_ms: Option<u32>,
+    /// Its voice: by it the speaker is named, if the voice is that of somebody known.
+    #[schema(value_type = Option<SpeakerVoice>)]
+    voice: Option<Object<SpeakerVoice>>,
+}
+
+/// What a voice is like.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SpeakerVoice {
+    /// The embedding model.
+    #[schema(value_type = String, min_length = 1, max_length = 100, example = "resemblyzer-0.1.4")]
+    model: ModelId,
+    /// The embedding: as many finite numbers as the model gives, not all zero.
+    #[schema(value_type = Vec<f32>, max_items = 2048, example = json!([0.0917, -0.0312]))]
+    vector: Vector,
 }
 
 /// A stretch of speech.
@@ -226,8 +246,8 @@ impl TryFrom<Speakers> for Diarization {
         let cluster = |Object(cluster): Object<SpeakerCluster>| Cluster {
             cluster_id: cluster.cluster_id,
             segments: cluster.segments.into_iter().map(segment).collect(),
-            speech_ms: None,
-            voice: None,
+            speech_ms: cluster.speech_ms,
+            voice: cluster.voice.map(|Object(SpeakerVoice { model, vector })| Voice { model, vector }),
         };
         speakers.clusters.into_iter().map(cluster).collect::<Vec<_>>().try_into()
     }
@@ -235,7 +255,9 @@ impl TryFrom<Speakers> for Diarization {
 
 /// Note who spoke when
 ///
-/// Takes the place of an earlier diarization.
+/// Takes the place of an earlier diarization. Clusters that come with a voice are compared with everybody known
+/// by then, all together, and named where the model's policy calls it sure; the evidence is kept either way. The
+/// same clusters again have no effect, whoever has become known meanwhile.
 #[utoipa::path(post, operation_id = "recordSpeakers", path = "/v1/meetings/{id}/speakers", tag = "meetings",
     params(("id" = Uuid, Path), CommandHeaders), request_body = Speakers,
     responses((status = 200, body = CommandAnswer), CommandProblems))]
@@ -244,8 +266,14 @@ async fn speakers(
     Id(id): Id<MeetingId>,
     Command { body, context }: Command<Speakers>,
 ) -> Result<CommandAnswer, Problem> {
-    let record =
-        MeetingCommand::RecordSpeakers { clusters: body.try_into()?, decisions: vec![], matched: vec![] };
+    let clusters = Diarization::try_from(body)?;
+    let models = state.config.voice_models();
+    for voice in clusters.clusters().iter().filter_map(|cluster| cluster.voice.as_ref()) {
+        models.check(voice)?;
+    }
+    let deadline = Instant::now() + state.config.position_timeout;
+    let (clusters, matched) = state.matching.name(state.book.pool(), deadline, clusters).await?;
+    let record = MeetingCommand::RecordSpeakers { clusters, decisions: vec![], matched };
     send(&state, id, record, &context).await
 }
 
@@ -510,6 +538,22 @@ struct EventsQuery {
 /// The bytes of payload after which a page takes no further event.
 const EVENTS_BYTES: usize = 4 * 1024 * 1024;
 
+/// Voices are personal: a diarization is shown with the models, and without the vectors.
+fn without_vectors(payload: String) -> serde_json::Result<String> {
+    if !payload.contains("\"vector\"") {
+        return Ok(payload);
+    }
+    let mut shown: serde_json::Value = serde_json::from_str(&payload)?;
+    let clusters =
+        shown.pointer_mut("/SpeakersDiarized/clusters").and_then(|clusters| clusters.as_array_mut());
+    for cluster in clusters.into_iter().flatten() {
+        if let Some(voice) = cluster.get_mut("voice").and_then(|voice| voice.as_object_mut()) {
+            voice.remove("vector");
+        }
+    }
+    Ok(shown.to_string())
+}
+
 /// Show a meeting's history
 #[utoipa::path(get, operation_id = "listMeetingEvents", path = "/v1/meetings/{id}/events", tag = "meetings",
     params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
@@ -543,7 +587,7 @@ async fn events(
             recorded_at: event.recorded_at,
             event_type: event.event_type,
             version: event.event_version,
-            payload: RawValue::from_string(event.payload)?,
+            payload: RawValue::from_string(without_vectors(event.payload)?)?,
             metadata: RawValue::from_string(event.metadata)?,
         })
     };

@@ -43,7 +43,7 @@ pub async fn healthz() -> Json<Health> {
 #[derive(Serialize, ToSchema)]
 pub struct Readiness {
     /// `ready`, `degraded` (it works, but events are parked), or what is the matter: `database_unavailable`,
-    /// `projector_stopped`, `publisher_waiting` or `publisher_refused` (the last two where publishing is all
+    /// `projector_stopped`, `voices_loading`, `publisher_waiting` or `publisher_refused` (the last two where publishing is all
     /// that the process does).
     #[schema(example = "ready")]
     pub(crate) status: &'static str,
@@ -62,6 +62,13 @@ pub struct Readiness {
     /// What is the matter with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) publisher_reason: Option<String>,
+    /// Up to which position of the log this process knows the voices by which it names speakers; absent before
+    /// it has caught up once, and where it names none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) voices_position: Option<i64>,
+    /// Events of the log that the voices may not have followed yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) voices_lag_events: Option<i64>,
     /// Events that cannot be applied, and those of the same meeting or profile that wait behind them.
     #[serde(skip_serializing_if = "Option::is_none")]
     parked_events: Option<i64>,
@@ -99,7 +106,20 @@ pub(crate) async fn of_process(state: &AppState) -> Readiness {
     let publishing = state.book.publishing.borrow().clone();
     let only_publishes = state.config.only == Some(Part::Publisher);
     let waiting = parked_events::waiting(state.book.pool()).await.ok();
-    readiness(&projection, &publishing, only_publishes, lag.as_ref().ok(), waiting)
+    let readiness = readiness(&projection, &publishing, only_publishes, lag.as_ref().ok(), waiting);
+    with_voices(readiness, state.matching.voices.position(), state.answers())
+}
+
+/// Who is asked to name speakers must know their voices.
+fn with_voices(readiness: Readiness, position: Option<i64>, answers: bool) -> Readiness {
+    let loading = answers && position.is_none() && matches!(readiness.status, "ready" | "degraded");
+    let lag = readiness.log_head.zip(position).map(|(head, position)| (head - position).max(0));
+    Readiness {
+        status: if loading { "voices_loading" } else { readiness.status },
+        voices_position: position,
+        voices_lag_events: lag,
+        ..readiness
+    }
 }
 
 fn readiness(
@@ -139,6 +159,8 @@ fn readiness(
         projector,
         stopped_at,
         reason,
+        voices_position: None,
+        voices_lag_events: None,
         parked_events: waiting.map(|waiting| waiting.events),
         parked_seconds: waiting.map(|waiting| waiting.seconds),
         publisher: publishing.name(),
@@ -159,6 +181,10 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
         metrics::gauge!("minutebook_projection_position").set(lag.position as f64);
         metrics::gauge!("minutebook_projection_lag_events").set(lag.events as f64);
         metrics::gauge!("minutebook_projection_lag_seconds").set(lag.seconds);
+        if let Some(position) = state.matching.voices.position() {
+            metrics::gauge!("minutebook_voices_position").set(position as f64);
+            metrics::gauge!("minutebook_voices_lag_events").set((lag.head - position).max(0) as f64);
+        }
         if let Ok(waiting) = parked_events::waiting(state.book.pool()).await {
             metrics::gauge!("minutebook_parked_events").set(waiting.events as f64);
             metrics::gauge!("minutebook_parked_aggregates").set(waiting.aggregates as f64);

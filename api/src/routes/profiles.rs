@@ -5,9 +5,10 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use domain::ids::{ProfileId, SampleId};
-use domain::profile::{DisplayName, ProfileCommand};
+use domain::profile::{DisplayName, Profile, ProfileCommand, ProfileError};
 use domain::voice::{ModelId, SampleSource, Vector, Voice};
 use event_store::command_bus::Context;
+use event_store::log;
 use projections::history;
 use projections::queries::{self, ProfileSummary, VoiceSample};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,8 @@ use crate::app::AppState;
 use crate::as_of::AsOfQuery;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, PathOf, QueryOf};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, PathOf, QueryOf, wait_until_shown};
+use crate::proposals::{self, Proposal};
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -34,6 +36,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(rename))
         .routes(routes!(enrol, voice))
         .routes(routes!(remove_voice))
+        .routes(routes!(find_past_meetings))
 }
 
 /// A person.
@@ -156,6 +159,44 @@ async fn voice(
         Some(samples) => Ok(Json(VoiceSamples { samples })),
         None => Err(Problem::not_found("profile_not_found", "there is no such profile")),
     }
+}
+
+/// Where to look for a person.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PastMeetings {
+    /// Where the page begins: the `next_cursor` of the page before.
+    #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]+$")]
+    cursor: Option<Cursor>,
+    /// In how many meetings that have speakers who are nobody known; 50 if not said.
+    #[serde(default)]
+    #[schema(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
+}
+
+/// Find past speakers whose voice is that of a person
+///
+/// Speakers who are nobody known are matched anew, as if they had been diarized today. Nothing is changed: what is
+/// found is proposed, and each proposal says by which command a person makes it so. Speakers about whom a person
+/// has decided are left out. A page covers `limit` meetings, and may have no proposal though others follow.
+#[utoipa::path(post, operation_id = "findPastMeetings", path = "/v1/profiles/{id}/find-past-meetings", tag = "profiles",
+    params(("id" = Uuid, Path), CommandHeaders), request_body = PastMeetings,
+    responses((status = 200, body = Page<Proposal>), CommandProblems))]
+async fn find_past_meetings(
+    State(state): State<AppState>,
+    Id(id): Id<ProfileId>,
+    Command { body: PastMeetings { cursor, limit }, .. }: Command<PastMeetings>,
+) -> Result<Json<Page<Proposal>>, Problem> {
+    match state.book.bus.load_profile(id).await?.0 {
+        Profile::Active { .. } => {}
+        Profile::Unknown => return Err(ProfileError::NotFound.into()),
+        Profile::Erased => return Err(ProfileError::Erased.into()),
+    }
+    let head = log::head(state.book.pool()).await?;
+    wait_until_shown(&state, head).await?;
+    let found = proposals::of_profile(&state, id, cursor.map(|cursor| cursor.0), limit.get()).await?;
+    let next_cursor = found.next.map(|meeting| Cursor(meeting).to_string());
+    Ok(Json(Page { items: found.proposals, next_cursor }))
 }
 
 /// The samples of a person's voice.

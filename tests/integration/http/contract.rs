@@ -77,6 +77,11 @@ impl Document {
     }
 
     fn spoilt(&self, schema: &Value) -> Vec<Value> {
+        // What may be left out may be null as well.
+        if let Some(choices) = schema["oneOf"].as_array() {
+            let choice = choices.iter().find(|choice| choice["type"] != "null").unwrap();
+            return self.spoilt(choice).into_iter().filter(|value| !value.is_null()).collect();
+        }
         let schema = self.resolve(schema);
         let mut bad = wrong_types(schema);
         match main_type(schema) {

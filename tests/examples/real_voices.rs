@@ -1,0 +1,24 @@
+//! Plays real voices through the built program, and prints what it makes of them.
+//!
+//! `with_services target/debug/examples/real_voices`, with `MINUTEBOOK_REAL_DATA` set.
+
+use anyhow::{Context as _, ensure};
+use tests::TestDatabase;
+use tests::real_voices::{Cast, ENROLLED, Score};
+use tests::server::Server;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let data = std::env::var_os(tests::REAL_DATA).context("MINUTEBOOK_REAL_DATA names no directory")?;
+    let database = TestDatabase::create().await;
+    let server = Server::start(&database).await;
+    let mut cast = Cast::read(data.as_ref());
+    cast.enrol(&server).await;
+    println!("{} people enrolled, each with {ENROLLED} utterances", cast.profiles.len());
+    for n in ENROLLED..ENROLLED + 3 {
+        let heard = cast.hold_meetings(&server, n).await;
+        println!("{} meetings with utterance {}: {}", cast.meetings(), n + 1, Score::of(&heard));
+    }
+    ensure!(server.stop().await.success(), "the server did not stop well");
+    Ok(())
+}
