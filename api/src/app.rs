@@ -40,7 +40,7 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// One permit per request under way.
     permits: Arc<Semaphore>,
-    /// One permit per client that follows the changes.
+    /// One permit per client that follows the changes, or takes the whole audit.
     pub followers: Arc<Semaphore>,
     /// Cancelled when the server stops: answers that have no end of their own end then.
     pub stopping: CancellationToken,
@@ -83,6 +83,7 @@ impl AppState {
         (name = "profiles", description = "People known by name"),
         (name = "files", description = "Uploaded recordings"),
         (name = "cache", description = "Results of earlier work"),
+        (name = "audit", description = "Who said who a speaker is, and why"),
         (name = "changes", description = "What happens, as it happens"),
         (name = "operations", description = "Health, metrics and rebuilds"),
     )
@@ -138,6 +139,7 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(routes::profiles::router())
         .merge(routes::files::router())
         .merge(routes::cache::router())
+        .merge(routes::audit::router())
         .merge(routes::changes::router())
         .merge(routes::rebuilds::router())
         .split_for_parts();

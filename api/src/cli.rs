@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
 use crate::{
-    demo, embedded, events, import, parked, profile, publish, rebuild, serve, status, subscribe, telemetry,
-    terminal,
+    audit, demo, embedded, events, import, parked, profile, publish, rebuild, serve, status, subscribe,
+    telemetry, terminal,
 };
 
 /// The system of record of a meeting-processing pipeline
@@ -53,6 +53,8 @@ enum Command {
     },
     /// Print the log, one line an event
     Events(events::EventsArgs),
+    /// Print who said who a speaker is, when and why, the newest first
+    Audit(audit::AuditArgs),
     /// Build the tables from history beside the live ones, compare, and swap
     Rebuild(rebuild::RebuildArgs),
     /// Prove that the live tables are what the log says
@@ -131,6 +133,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Import(_)
         | Command::Status { .. }
         | Command::Events(_)
+        | Command::Audit(_)
         | Command::Rebuild(_)
         | Command::Verify(_)
         | Command::Parked(_)
@@ -151,6 +154,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         }
         Command::Status { json } => with_book(&database, async |book| status::run(book, json).await).await,
         Command::Events(args) => with_book(&database, async |book| events::run(book, &args).await).await,
+        Command::Audit(args) => with_book(&database, async |book| audit::run(book, args).await).await,
         Command::Publish(args) => with_book(&database, async |book| publish::run(book, &args).await).await,
         Command::Parked(what) => with_book(&database, async |book| parked::run(book, &what).await).await,
         Command::Rebuild(args) => {

@@ -219,7 +219,8 @@ fn parse_actor(text: &str) -> Result<(String, String), Problem> {
     }
 }
 
-fn is_opaque(id: &str, most: usize) -> bool {
+/// Says whether a text is an opaque id of at most so many characters.
+pub fn is_opaque(id: &str, most: usize) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=most).contains(&id.len()) && id.bytes().all(plain)
 }
@@ -446,6 +447,29 @@ impl std::fmt::Display for Cursor {
     }
 }
 
+/// Where a page begins in a list of the log's positions, the newest first: before this one. Opaque to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PositionCursor(pub i64);
+
+impl TryFrom<String> for PositionCursor {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+        let position =
+            bytes.and_then(|bytes| Some(i64::from_be_bytes(bytes.strip_prefix(&[1])?.try_into().ok()?)));
+        position.map(Self).ok_or("cursor must be the next_cursor of an earlier page")
+    }
+}
+
+impl std::fmt::Display for PositionCursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut bytes = vec![1];
+        bytes.extend_from_slice(&self.0.to_be_bytes());
+        f.write_str(&URL_SAFE_NO_PAD.encode(bytes))
+    }
+}
+
 /// Returns a version as an ETag.
 pub fn etag(version: i64) -> String {
     let mut etag = String::new();
@@ -461,8 +485,11 @@ mod tests {
     fn a_cursor_is_the_one_that_was_given_or_none() {
         let cursor = Cursor(Uuid::from_u128(42));
         assert_eq!(Cursor::try_from(cursor.to_string()), Ok(cursor));
+        let position = PositionCursor(42);
+        assert_eq!(PositionCursor::try_from(position.to_string()), Ok(position));
         for text in ["", "abc", "AAAA", "é", &URL_SAFE_NO_PAD.encode([2; 17])] {
             assert!(Cursor::try_from(text.to_owned()).is_err(), "{text:?}");
+            assert!(PositionCursor::try_from(text.to_owned()).is_err(), "{text:?}");
         }
     }
 

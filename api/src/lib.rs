@@ -8,6 +8,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 pub mod app;
 pub mod as_of;
+pub mod audit;
 pub mod book;
 pub mod cli;
 pub mod clock;

@@ -196,6 +196,7 @@ fn comparison_table(report: &Report) -> Table {
     for compared in &report.tables {
         let columns = compared.columns.iter().map(|(column, count)| format!("{column} {count}"));
         let columns = columns.chain(compared.new_columns.iter().map(|column| format!("new: {column}")));
+        let columns = columns.chain(compared.new_table.then(|| "new table".to_owned()));
         table.add_row([
             compared.table.clone(),
             compared.rows.to_string(),

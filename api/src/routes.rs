@@ -1,5 +1,6 @@
 //! The routes: each extracts, makes a command or asks a table, and responds. They decide nothing.
 
+pub mod audit;
 pub mod cache;
 pub mod changes;
 pub mod files;

@@ -23,8 +23,16 @@ use tokio_util::sync::CancellationToken;
 
 /// Set in the process whose memory is measured: the database to rebuild.
 const REBUILD: &str = "MINUTEBOOK_BENCH_REBUILD";
-const TABLES: [&str; 7] =
-    ["files", "meetings", "speakers", "user_profiles", "artifacts", "cache", "cache_origin"];
+const TABLES: [&str; 8] = [
+    "files",
+    "meetings",
+    "speakers",
+    "user_profiles",
+    "artifacts",
+    "speaker_reassignments",
+    "cache",
+    "cache_origin",
+];
 
 struct Silent;
 

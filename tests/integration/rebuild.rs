@@ -20,8 +20,8 @@ use uuid::Uuid;
 use crate::cli::{Ran, run_on};
 use crate::import;
 use crate::read_models::history::{
-    append, artifact_id, cached, completed, created, diarized, file_id, language, registered, speaker,
-    started,
+    append, artifact_id, cached, completed, created, diarized, file_id, language, reassigned, registered,
+    speaker, started,
 };
 use crate::read_models::{assert_tables_equal_the_fold, caught_up_and_equal};
 
@@ -106,6 +106,17 @@ async fn each_row_damaged_by_hand_is_named_and_mended_when_the_operator_says_so(
         (format!("DELETE FROM user_profiles WHERE id = '{ADA}'"), "user_profiles"),
         (format!("UPDATE user_profiles SET display_name = 'Bob' WHERE id = '{BO}'"), "user_profiles"),
         (format!("UPDATE artifacts SET meta = NULL WHERE id = '{artifact}'"), "artifacts"),
+        (
+            "UPDATE speaker_reassignments SET actor = 'nobody', to_profile_id = NULL".to_owned(),
+            "speaker_reassignments",
+        ),
+        (
+            format!(
+                "INSERT INTO speaker_reassignments (position, recorded_at, meeting_id, sequence, speaker_id, reason)
+                 VALUES (7, now(), '{MEETING}', 5, '{stray}', 'so they say')"
+            ),
+            "speaker_reassignments",
+        ),
         (format!("UPDATE cache SET value = value || ' ' WHERE key = '{asr}'"), "cache"),
         (format!("DELETE FROM cache WHERE key = '{lost}'"), "cache"),
         (format!("UPDATE cache_origin SET position = position - 1 WHERE key = '{asr}'"), "cache_origin"),
@@ -126,6 +137,7 @@ async fn each_row_damaged_by_hand_is_named_and_mended_when_the_operator_says_so(
         ),
         ("user_profiles", vec![only(&ADA, "only_history"), differing(&BO, &["display_name"])]),
         ("artifacts", vec![differing(&artifact, &["meta"])]),
+        ("speaker_reassignments", vec![differing(&6, &["to_profile_id", "actor"]), only(&7, "only_live")]),
         ("cache", vec![differing(&asr, &["value"]), only(&lost, "only_history")]),
         ("cache_origin", vec![differing(&asr, &["position"])]),
     ]);
@@ -231,7 +243,7 @@ async fn small_book() -> (TestDatabase, PgPool) {
         registered(MEETING),
         started(MEETING, 1),
         diarized(MEETING, 1, &["a", "b"]),
-        language(MEETING, 1, "en"),
+        reassigned(MEETING, 1, "a", Some(ADA)),
         cached(MEETING, "asr", "pcm:1", "words", None),
         completed(MEETING, 1, &["a", "b"], &[("transcript.md", "1.md")]),
         registered(OTHER),

@@ -114,6 +114,9 @@ pub struct TableReport {
     pub differing: u64,
     /// In which columns they differ, and in how many rows each.
     pub columns: BTreeMap<String, u64>,
+    /// Whether the live generation does not have the table.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub new_table: bool,
     /// Columns that the live one does not have.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub new_columns: Vec<String>,
@@ -212,8 +215,8 @@ async fn compare_table(
         columns.iter().copied().partition(|column| live.iter().any(|name| name == column));
     if columns.is_empty() {
         // So is a whole table.
-        let new_columns = new.into_iter().map(str::to_owned).collect();
-        return Ok(TableReport { table: (*table).to_owned(), new_columns, ..TableReport::default() });
+        let table = (*table).to_owned();
+        return Ok(TableReport { table, new_table: true, ..TableReport::default() });
     }
     let rows_that_count = |schema: &str| {
         let place = quoted(if *table == PARKED { "ops" } else { schema });

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::caught_up_and_equal;
 use super::history::{
     append, artifact_id, cached, completed, created, diarized, erased, file_id, fingerprinted, identified,
-    language, registered, renamed, speaker, started, stored,
+    language, reassigned, registered, renamed, speaker, started, stored,
 };
 use super::parked::append_raw;
 use crate::cli::run_on;
@@ -32,6 +32,7 @@ async fn live(book: &api::book::Book, meeting: Uuid) {
         cached(meeting, "words", &fp, "{}", None),
         stored(meeting, 1, "transcript.md", "t.md"),
         completed(meeting, 1, &["spk00", "spk01"], &[("transcript.md", "t.md")]),
+        reassigned(meeting, 1, "spk01", Some(Uuid::from_u128(0xada))),
     ] {
         append(book, &given).await;
     }
@@ -48,11 +49,12 @@ async fn others(pool: &PgPool) -> Vec<String> {
          SELECT m.ctid || m::text FROM meetings m WHERE id = '{OTHER}' UNION ALL
          SELECT s.ctid || s::text FROM speakers s WHERE meeting_id = '{OTHER}' UNION ALL
          SELECT a.ctid || a::text FROM artifacts a WHERE meeting_id = '{OTHER}' UNION ALL
+         SELECT r.ctid || r::text FROM speaker_reassignments r WHERE meeting_id = '{OTHER}' UNION ALL
          SELECT c.ctid || c::text FROM cache c WHERE key LIKE '%{OTHER}' ORDER BY 1",
         file = file_id(OTHER)
     );
     let rows = sqlx::query_scalar(&rows).fetch_all(pool).await.unwrap();
-    assert_eq!(rows.len(), 6);
+    assert_eq!(rows.len(), 7);
     rows
 }
 
@@ -67,7 +69,7 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
     let position = caught_up_and_equal(&pool).await;
     let untouched = others(&pool).await;
     let well = heal(&book, MEETING).await;
-    assert_eq!((well.events, well.position, well.parked), (9, position, 0));
+    assert_eq!((well.events, well.position, well.parked), (10, position, 0));
     assert_eq!((well.missing, well.differing, well.surplus), (0, 0, 0));
     assert_eq!(caught_up_and_equal(&pool).await, position);
 
@@ -76,6 +78,7 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
     let (file, others_file) = (file_id(MEETING), file_id(OTHER));
     let all = format!(
         "DELETE FROM speakers WHERE meeting_id = '{MEETING}'; DELETE FROM artifacts WHERE meeting_id = '{MEETING}';
+         DELETE FROM speaker_reassignments WHERE meeting_id = '{MEETING}';
          DELETE FROM meetings WHERE id = '{MEETING}'; DELETE FROM files WHERE id = '{file}';
          DELETE FROM cache WHERE key LIKE '%{MEETING}' OR key LIKE '%:{}'; ",
         MEETING.as_u128()
@@ -113,11 +116,24 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
             (1, 0, 0),
         ),
         (format!("DELETE FROM artifacts WHERE id = '{artifact}'"), (1, 0, 0)),
+        (format!("DELETE FROM speaker_reassignments WHERE meeting_id = '{MEETING}'"), (1, 0, 0)),
+        (
+            format!(
+                "UPDATE speaker_reassignments SET reason = 'x', actor = NULL, previous_by = 'machine'
+                  WHERE meeting_id = '{MEETING}'"
+            ),
+            (0, 1, 0),
+        ),
+        (
+            format!("UPDATE speaker_reassignments SET meeting_id = '{OTHER}' WHERE meeting_id = '{MEETING}'"),
+            (1, 0, 0),
+        ),
+        (format!("UPDATE speaker_reassignments SET position = 1 WHERE meeting_id = '{MEETING}'"), (1, 0, 1)),
         (format!("UPDATE cache SET value = 'x', ttl = now() + interval '1 year' WHERE {cache}"), (0, 0, 0)),
         (format!("DELETE FROM cache WHERE {cache}"), (0, 0, 0)),
         (format!("DELETE FROM cache_origin WHERE {cache}"), (0, 0, 0)),
         (format!("UPDATE cache_origin SET position = 1 WHERE {cache}"), (0, 0, 0)),
-        (all, (5, 0, 0)),
+        (all, (6, 0, 0)),
     ] {
         pool.execute(damage.as_str()).await.unwrap();
         let healed = heal(&book, MEETING).await;
@@ -197,30 +213,30 @@ async fn a_parked_meeting_that_is_healed_is_free_when_its_cause_is_gone() {
         let query = "SELECT position FROM ops.parked_events ORDER BY position";
         sqlx::query_scalar::<_, i64>(query).fetch_all(&pool).await.unwrap()
     };
-    assert_eq!(parked().await, [10, 11]);
+    assert_eq!(parked().await, [11, 12]);
     let refused = heal_meeting(&book.store, MEETING, ACTOR).await.unwrap_err();
     assert!(refused.to_string().contains("SQLSTATE 23514 no_fr"), "{refused}");
     assert_eq!(caught_up_and_equal(&pool).await, position);
-    assert_eq!(parked().await, [10, 11]);
+    assert_eq!(parked().await, [11, 12]);
     pool.execute("ALTER TABLE meetings DROP CONSTRAINT no_fr").await.unwrap();
     let untouched = others(&pool).await;
     let healed = heal(&book, MEETING).await;
-    assert_eq!((healed.events, healed.parked), (11, 0));
+    assert_eq!((healed.events, healed.parked), (12, 0));
     assert_eq!(parked().await, [0; 0]);
     assert_eq!(others(&pool).await, untouched);
     let decided = "SELECT position FROM ops.parked_decisions
                     WHERE outcome = 'applied' AND actor = $1 ORDER BY position";
     let decided: Vec<i64> = sqlx::query_scalar(decided).bind(ACTOR).fetch_all(&pool).await.unwrap();
-    assert_eq!(decided, [10, 11]);
+    assert_eq!(decided, [11, 12]);
     assert_eq!(caught_up_and_equal(&pool).await, position);
 
     // What cannot be decoded stays parked, with what waits behind it, and the rows before it are healed.
-    append_raw(&pool, ["meeting", &MEETING.to_string(), "LanguageDetected", "1", "{}"], 11).await;
+    append_raw(&pool, ["meeting", &MEETING.to_string(), "LanguageDetected", "1", "{}"], 12).await;
     append(&book, &started(MEETING, 2)).await;
     let position = caught_up_and_equal(&pool).await;
     pool.execute("UPDATE meetings SET status = 'failed'").await.unwrap();
     let healed = heal(&book, MEETING).await;
-    assert_eq!((healed.events, healed.differing, healed.parked), (11, 1, 2));
+    assert_eq!((healed.events, healed.differing, healed.parked), (12, 1, 2));
     assert_eq!(parked().await, [position - 1, position]);
     let listed = run_on(&database, &["parked", "list", "--json"]).await.stdout;
     assert!(listed.contains(&format!("\"position\":{}", position - 1)), "{listed}");

@@ -15,8 +15,16 @@ use crate::cli::{Ran, minutebook, run_on};
 use crate::read_models::history::{append, cached, created, language};
 use crate::read_models::{caught_up_and_equal, eventually};
 
-const TABLES: [&str; 7] =
-    ["files", "meetings", "speakers", "user_profiles", "artifacts", "cache", "cache_origin"];
+const TABLES: [&str; 8] = [
+    "files",
+    "meetings",
+    "speakers",
+    "user_profiles",
+    "artifacts",
+    "speaker_reassignments",
+    "cache",
+    "cache_origin",
+];
 
 #[tokio::test]
 async fn tables_laid_down_at_any_position_are_those_of_a_log_that_ended_there() {

@@ -195,6 +195,27 @@ async fn a_column_comes_to_the_tables_while_the_old_program_serves() {
 }
 
 #[tokio::test]
+async fn a_table_that_the_live_generation_does_not_have_yet_comes_with_all_its_history() {
+    let (database, pool) = small_book().await;
+    // As the version before left it.
+    pool.execute(
+        "DROP TABLE speaker_reassignments; COMMENT ON SCHEMA read IS 'minutebook shape of yesterday'",
+    )
+    .await
+    .unwrap();
+    let dry = run_on(&database, &["rebuild", "--dry-run"]).await;
+    assert_eq!(dry.code, Some(0), "{}", dry.stderr);
+    let line = dry.stdout.lines().find(|line| line.contains("speaker_reassignments"));
+    assert!(line.is_some_and(|line| line.contains("new table")), "{}", dry.stdout);
+    rebuilt(&database, &["rebuild", "--json"]).await;
+    caught_up_and_equal(&pool).await;
+    let rows: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM speaker_reassignments").fetch_one(&pool).await.unwrap();
+    assert_eq!(rows, 1);
+    assert_clean(&database).await;
+}
+
+#[tokio::test]
 async fn a_column_that_the_live_tables_do_not_have_yet_is_told_and_is_no_difference() {
     let (database, pool) = small_book().await;
     // As if it had been added since.
