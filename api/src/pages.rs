@@ -3,6 +3,7 @@
 //! A page says who acts by a cookie, because a browser cannot send `Minutebook-Actor`. Whatever is refused, a
 //! page shows too: see [`dress`].
 
+mod audit;
 mod form;
 mod meeting;
 mod meetings;
@@ -55,6 +56,7 @@ pub fn router() -> Router<AppState> {
         .route("/meetings/{id}/speakers/{speaker}", get(speaker::show))
         .route("/meetings/{id}/speakers/{speaker}/reassign", post(speaker::reassign))
         .route("/meetings/{id}/speakers/{speaker}/undo", post(speaker::undo))
+        .route("/audit", get(audit::list))
         .route("/operations", get(operations::show))
         .route("/who", get(visit::ask).post(visit::answer))
         // A form that another site sends must not act for whoever is known here.

@@ -44,11 +44,21 @@ fn form_problem(rejection: FormRejection) -> Problem {
 
 /// Parses a page's filter as the API parses its query. A field of a form that was left empty says nothing.
 pub(super) fn filter<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
-    let pairs = uri.query().unwrap_or_default().split('&');
-    let filled = pairs.filter(|pair| pair.split_once('=').is_some_and(|(_, value)| !value.is_empty()));
-    let query = filled.collect::<Vec<_>>().join("&");
+    let query = filled(uri, |_| true);
     let uri = Uri::try_from(format!("/?{query}")).map_err(|error| Problem::internal(&error))?;
     QueryOf::of(&uri).map(|QueryOf(query)| query)
+}
+
+/// Returns the filter of a page as the query of its other pages, each but for its cursor.
+pub(super) fn kept(uri: &Uri) -> String {
+    filled(uri, |name| name != "cursor")
+}
+
+fn filled(uri: &Uri, keep: impl Fn(&str) -> bool) -> String {
+    let pairs = uri.query().unwrap_or_default().split('&');
+    let keep =
+        |pair: &&str| pair.split_once('=').is_some_and(|(name, value)| !value.is_empty() && keep(name));
+    pairs.filter(keep).collect::<Vec<_>>().join("&")
 }
 
 /// Returns what a filter's fields say, to show it again as it was written.

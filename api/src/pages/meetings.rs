@@ -7,7 +7,7 @@ use axum::response::Response;
 use projections::queries::MeetingSummary;
 use serde::Deserialize;
 
-use super::form::{filter, written};
+use super::form::{filter, kept, written};
 use super::show::{self, Moment};
 use super::visit::{Shell, Visit};
 use super::{page, sentence};
@@ -33,6 +33,8 @@ struct Meetings {
     rows: Vec<Row>,
     next_cursor: Option<String>,
     problem: Option<String>,
+    /// The filter, for the links to the other pages.
+    kept: String,
 }
 
 impl Meetings {
@@ -82,6 +84,7 @@ pub(super) async fn list(State(state): State<AppState>, visit: Visit, uri: Uri) 
         rows: items.into_iter().map(Row::from).collect(),
         next_cursor,
         problem,
+        kept: kept(&uri),
     };
     Ok(page(status, &meetings))
 }
