@@ -69,16 +69,24 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         let following = matching.voices.clone().follow(book.store.clone(), book.shutdown.clone());
         book.tasks.spawn(following);
     }
+    let voices = matching.voices.clone();
     let state = AppState::new(Arc::clone(&book), config, matching, metrics, stopping.clone());
     let router = if answers { app(state) } else { operations_app(state) };
-    welcome(&book, address, answers);
-
     let serving = axum::serve(PatientListener(listener), router)
         .with_graceful_shutdown(stopping.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving.into_future());
+    // Health is served from the start; whoever reads this finds everything ready.
+    let welcoming = async {
+        if answers {
+            voices.caught_up().await;
+        }
+        welcome(&book, address, answers);
+        std::future::pending::<()>().await;
+    };
     let failed = tokio::select! {
         () = &mut stop => None,
         ended = &mut serving => Some(ended),
+        () = welcoming => None,
     };
     let result = match failed {
         Some(ended) => ended.map_err(anyhow::Error::from).and_then(|served| served.context("cannot serve")),

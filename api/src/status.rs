@@ -8,6 +8,7 @@ use projections::freshness;
 use projections::queries::{self, MeetingCounts};
 use projections::rebuild::running::{self, RebuildRow};
 use projections::tables::parked_events::{self, Waiting};
+use projections::voice_index::{self, Followers};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -20,6 +21,8 @@ pub(crate) struct Status {
     pub(crate) database: Database,
     pub(crate) log: Log,
     pub(crate) read_models: ReadModels,
+    /// The voices by which speakers are named, if a process names any.
+    pub(crate) voices: Option<Voices>,
     pub(crate) parked: Waiting,
     /// The streams to which the change feed goes.
     pub(crate) feed: Vec<Feed>,
@@ -68,6 +71,13 @@ pub(crate) struct ReadModels {
     pub(crate) lag_seconds: f64,
 }
 
+#[derive(Serialize)]
+pub(crate) struct Voices {
+    pub(crate) processes: i64,
+    pub(crate) position: i64,
+    pub(crate) lag_events: i64,
+}
+
 /// Prints the status.
 pub async fn run(book: &Book, json: bool) -> anyhow::Result<Done> {
     let status = status(book).await?;
@@ -94,11 +104,18 @@ pub(crate) async fn status(book: &Book) -> Result<Status, sqlx::Error> {
         database: Database { url: book.shown_url(), version, embedded },
         log: Log { id: identity.log_id, epoch: identity.epoch, head: lag.head },
         read_models: ReadModels { position: lag.position, lag_events: lag.events, lag_seconds: lag.seconds },
+        voices: voice_index::followers(pool).await?.map(|followers| voices(followers, lag.head)),
         parked: parked_events::waiting(pool).await?,
         feed: publication::all(pool).await?.into_iter().map(|said| feed(said, lag.head)).collect(),
         rebuild: running::current(&book.store).await?,
         meetings: queries::meeting_counts(pool).await?,
     })
+}
+
+/// Each process notes now and then how far it is, so it is that far at least.
+const fn voices(Followers { processes, position }: Followers, head: i64) -> Voices {
+    let lag_events = if head > position { head - position } else { 0 };
+    Voices { processes, position, lag_events }
 }
 
 fn feed(said: Said, head: i64) -> Feed {
@@ -112,7 +129,7 @@ fn feed(said: Said, head: i64) -> Feed {
 }
 
 fn table(status: &Status) -> Table {
-    let Status { database, log, read_models, parked, feed, rebuild, meetings } = status;
+    let Status { database, log, read_models, voices, parked, feed, rebuild, meetings } = status;
     let mut table = Table::new();
     table.load_preset(NOTHING);
     let mut row = |name: &str, value: String| {
@@ -129,6 +146,11 @@ fn table(status: &Status) -> Table {
         events => format!("{events} events behind, the oldest for {:.1} s", read_models.lag_seconds),
     };
     row("tables", format!("position {}, {lag}", read_models.position));
+    if let Some(Voices { processes, position, lag_events }) = voices {
+        let lag =
+            if *lag_events == 0 { "up to date".to_owned() } else { format!("{lag_events} events behind") };
+        row("voices", format!("position {position}, {lag}, in {processes} processes"));
+    }
     if parked.events > 0 {
         let Waiting { events, aggregates, seconds } = parked;
         let text = format!(

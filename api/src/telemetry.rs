@@ -64,6 +64,8 @@ fn describe() {
     describe_gauge!("minutebook_projection_position", "The last position that the tables show");
     describe_gauge!("minutebook_projection_lag_events", "Events that the tables do not show yet");
     describe_gauge!("minutebook_projection_lag_seconds", Unit::Seconds, "Age of the oldest of them");
+    describe_gauge!("minutebook_voices_position", "Up to which position the voices are known here");
+    describe_gauge!("minutebook_voices_lag_events", "Events that the voices may not have followed yet");
     describe_gauge!("minutebook_rebuild_running", "1 while a rebuild, a verification or a rollback runs");
     describe_gauge!("minutebook_rebuild_events_done", "Events that it has done in its phase");
     describe_gauge!("minutebook_rebuild_events_total", "Events of that phase, 0 where it has no measure");

@@ -34,8 +34,10 @@ use crate::parked::skipped_between;
 const BATCH: BatchLimits = BatchLimits { events: 1000, bytes: 4 * 1024 * 1024 };
 /// How long reading one batch may take.
 const READ: Duration = Duration::from_secs(60);
-/// How often it is looked up whether somebody has skipped an event.
+/// How often it is looked up whether somebody has skipped an event, and noted how far this process is.
 const DECISIONS: Duration = Duration::from_secs(1);
+/// How long a note of a process counts.
+const NOTED: Duration = Duration::from_secs(15);
 /// The shortest time between two readings: under load, many appends are read at once.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -60,6 +62,12 @@ impl Voices {
         *self.reached.borrow()
     }
 
+    /// Waits until the voices have caught up with the log once.
+    pub async fn caught_up(&self) {
+        // The sender is this very value's.
+        let _ = self.reached.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// Waits until the voices are those of the log up to `position` at least, and lends them: as long as they
     /// are lent they stay as they are. Returns nothing if they are not so far by `deadline`.
     pub async fn at(&self, position: i64, deadline: Instant) -> Option<OwnedRwLockReadGuard<VoiceIndex>> {
@@ -74,11 +82,12 @@ impl Voices {
 
     /// Follows the log until `shutdown`.
     pub async fn follow(self, store: EventStore, shutdown: CancellationToken) {
+        let process = Uuid::now_v7();
         let following = async {
             let mut follower = None;
             let mut failures = 0;
             loop {
-                let Err(error) = self.follow_until_error(&store, &mut follower, &mut failures).await;
+                let Err(error) = self.follow_until_error(&store, process, &mut follower, &mut failures).await;
                 failures += 1;
                 if failures == 1 {
                     let error = &error as &dyn std::error::Error;
@@ -88,11 +97,14 @@ impl Voices {
             }
         };
         shutdown.run_until_cancelled(following).await;
+        // Nothing is lost by a note that stays: it grows old.
+        let _ = timeout(DECISIONS, forget(store.pool(), process)).await;
     }
 
     async fn follow_until_error(
         &self,
         store: &EventStore,
+        process: Uuid,
         follower: &mut Option<Follower>,
         failures: &mut u32,
     ) -> Result<Infallible, LogError> {
@@ -100,17 +112,19 @@ impl Voices {
         let follower = match follower {
             Some(follower) => follower,
             None => {
-                let built = Follower::build(store, &self.models).await?;
-                let (built, index) = built;
+                let (built, index) = Follower::build(store, &self.models).await?;
                 *self.index.write().await = index;
                 self.reached.send_replace(Some(built.position));
                 info!(position = built.position, "the voices are those of the log");
-                follower.insert(built)
+                let built = follower.insert(built);
+                note(store.pool(), process, built.position).await?;
+                built
             }
         };
         loop {
             if follower.looked.elapsed() >= DECISIONS {
                 follower.heed_decisions(self, store.pool()).await?;
+                note(store.pool(), process, follower.position).await?;
             }
             // Marked as seen before reading: an append that comes while we read wakes us again.
             let until = *head.borrow_and_update();
@@ -285,4 +299,49 @@ async fn profiles_decided_on(pool: &PgPool, after: i64, until: i64) -> Result<Ve
     .bind(until)
     .fetch_all(pool)
     .await
+}
+
+/// Notes how far a process is, and clears away what others left behind.
+async fn note(pool: &PgPool, process: Uuid, position: i64) -> Result<(), LogError> {
+    let noting = async {
+        sqlx::query(
+            "INSERT INTO ops.voice_followers (id, position) VALUES ($1, $2)
+             ON CONFLICT (id) DO UPDATE SET position = excluded.position, noted_at = now()",
+        )
+        .bind(process)
+        .bind(position)
+        .execute(pool)
+        .await?;
+        sqlx::query("DELETE FROM ops.voice_followers WHERE noted_at < now() - make_interval(secs => $1)")
+            .bind(10.0 * NOTED.as_secs_f64())
+            .execute(pool)
+            .await
+    };
+    within(async { noting.await.map_err(|source| LogError::Database { after: position, source }) }).await?;
+    Ok(())
+}
+
+async fn forget(pool: &PgPool, process: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query("DELETE FROM ops.voice_followers WHERE id = $1").bind(process).execute(pool).await?;
+    Ok(())
+}
+
+/// How far the processes are that name speakers by voice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Followers {
+    /// How many there are.
+    pub processes: i64,
+    /// The position up to which all of them know the voices.
+    pub position: i64,
+}
+
+/// Returns how far those are that follow the log now, if there are any.
+pub async fn followers(pool: &PgPool) -> Result<Option<Followers>, sqlx::Error> {
+    let (processes, position): (i64, Option<i64>) = sqlx::query_as(
+        "SELECT count(*), min(position) FROM ops.voice_followers WHERE noted_at > now() - make_interval(secs => $1)",
+    )
+    .bind(NOTED.as_secs_f64())
+    .fetch_one(pool)
+    .await?;
+    Ok(position.map(|position| Followers { processes, position }))
 }

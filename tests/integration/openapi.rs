@@ -42,6 +42,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     POST /v1/meetings/{id}/language -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/reprocess -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/meetings/{id}/retry -> 200 400 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/speakers -> 200 404 422 429 503
     POST /v1/meetings/{id}/speakers -> 200 400 404 409 412 413 415 422 429 503
     GET /v1/meetings/{id}/speakers/{speaker}/history -> 200 404 422 429 503
     POST /v1/meetings/{id}/speakers/{speaker}/reassign -> 200 400 403 404 409 412 413 415 422 429 503
@@ -53,6 +54,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /v1/profiles -> 200 404 422 429 503
     POST /v1/profiles -> 200 201 400 404 409 412 413 415 422 429 503
     GET /v1/profiles/{id} -> 200 404 422 429 503
+    POST /v1/profiles/{id}/find-past-meetings -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/profiles/{id}/rename -> 200 400 404 409 412 413 415 422 429 503
     GET /v1/profiles/{id}/voice -> 200 404 422 429 503
     POST /v1/profiles/{id}/voice -> 200 201 400 404 409 412 413 415 422 429 503

@@ -292,6 +292,11 @@ async fn a_process_is_ready_once_it_knows_the_voices_and_says_how_far_it_is() {
     assert_eq!(names(&fresh, &meeting).await, [Some(ada)]);
     let metrics = fresh.client.get(fresh.at("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("minutebook_voices_position"), "{metrics}");
+    let status: Value = serde_json::from_str(&run_on(&database, &["status", "--json"]).await.stdout).unwrap();
+    assert_eq!(status["voices"]["processes"], 2, "{status}");
+    assert!(status["voices"]["position"].as_i64().unwrap() >= 2, "{status}");
+    let told = run_on(&database, &["status"]).await.stdout;
+    assert!(told.contains("in 2 processes"), "{told}");
     // Who does not answer knows no voices, and needs none.
     let projector = Server::start_with(&database, &["--only", "projector"]).await;
     let (status, readiness) = projector.get("/readyz").await;
