@@ -4,7 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use domain::speaker::LinkedBy;
 use event_store::log;
 use serde::Serialize;
-use sqlx::{FromRow, PgPool};
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments, FromRow, PgPool};
 use uuid::Uuid;
 
 use crate::tables::read_twice;
@@ -98,30 +99,30 @@ macro_rules! conditions {
     };
 }
 
-/// The names of today, for the rows of one page.
+/// Adds the names of today, each looked up by id: few rows are asked for, of however many people there are.
 macro_rules! named {
     ($rows:expr) => {
         concat!(
             "SELECT r.position, r.recorded_at, r.meeting_id, r.sequence, r.speaker_id, r.cluster_id,
-                    r.from_profile_id, f.display_name AS from_name, r.to_profile_id, t.display_name AS to_name,
+                    r.from_profile_id,
+                    (SELECT display_name FROM user_profiles WHERE id = r.from_profile_id) AS from_name,
+                    r.to_profile_id,
+                    (SELECT display_name FROM user_profiles WHERE id = r.to_profile_id) AS to_name,
                     r.reason, r.actor, r.actor_kind, r.previous_by, r.previous_confidence, r.correlation_id
                FROM (",
             $rows,
-            " ORDER BY position DESC LIMIT $7) r
-               LEFT JOIN user_profiles f ON f.id = r.from_profile_id
-               LEFT JOIN user_profiles t ON t.id = r.to_profile_id
-              ORDER BY r.position DESC"
+            " ORDER BY position DESC LIMIT $7) r ORDER BY r.position DESC"
         )
     };
 }
 
 /// The statement where it does not matter who it is about.
-pub const ABOUT_ANYBODY: &str =
+const ABOUT_ANYBODY: &str =
     named!(concat!("SELECT ", columns!(), " FROM speaker_reassignments WHERE ", conditions!()));
 
 /// The statement about one person. Each half comes from its own index, newest first, and no further than the
 /// page goes: an OR over both columns would have to read all of them first, and sort.
-pub const ABOUT_PROFILE: &str = named!(concat!(
+const ABOUT_PROFILE: &str = named!(concat!(
     "SELECT ",
     columns!(),
     " FROM ((SELECT ",
@@ -143,25 +144,43 @@ pub async fn reassignments(
     limit: i64,
 ) -> Result<Vec<Reassignment>, sqlx::Error> {
     let Some((after, end)) = positions(pool, filter).await? else { return Ok(vec![]) };
-    let before = before.map_or(end, |before| before.min(end));
-    let statement = if filter.profile.is_some() { ABOUT_PROFILE } else { ABOUT_ANYBODY };
-    read_twice!(pool, connection => {
-        let query = sqlx::query_as(statement)
-            .bind(after)
-            .bind(before)
-            .bind(filter.meeting)
-            .bind(filter.actor.as_deref())
-            .bind(filter.actor_kind.as_deref())
-            .bind(filter.previous_by.map(LinkedBy::as_str))
-            .bind(limit);
-        let query = if filter.profile.is_some() { query.bind(filter.profile) } else { query };
+    let between = (after, before.map_or(end, |before| before.min(end)));
+    read_twice!(pool, connection => async {
+        let (sql, arguments) = statement(filter, between, limit)?;
         // Planned for these very values, so that an absent filter costs nothing and a rare one uses its index.
-        query.persistent(false).fetch_all(&mut *connection)
+        sqlx::query_as_with(sql, arguments).persistent(false).fetch_all(&mut *connection).await
     })
 }
 
-/// Returns the positions between which the times lie, both outside; `None` if the time has not come yet.
-async fn positions(pool: &PgPool, filter: &ReassignmentFilter) -> Result<Option<(i64, i64)>, sqlx::Error> {
+/// Returns the statement for rows strictly between two positions, with its values.
+pub fn statement(
+    filter: &ReassignmentFilter,
+    (after, before): (i64, i64),
+    limit: i64,
+) -> Result<(&'static str, PgArguments), sqlx::Error> {
+    let mut arguments = PgArguments::default();
+    let mut add = || {
+        arguments.add(after)?;
+        arguments.add(before)?;
+        arguments.add(filter.meeting)?;
+        arguments.add(filter.actor.as_deref())?;
+        arguments.add(filter.actor_kind.as_deref())?;
+        arguments.add(filter.previous_by.map(LinkedBy::as_str))?;
+        arguments.add(limit)?;
+        match filter.profile {
+            None => Ok(ABOUT_ANYBODY),
+            Some(profile) => arguments.add(profile).map(|()| ABOUT_PROFILE),
+        }
+    };
+    let sql = add().map_err(sqlx::Error::Encode)?;
+    Ok((sql, arguments))
+}
+
+/// Returns the positions between which a filter's times lie, both outside; `None` if that time has not come yet.
+pub async fn positions(
+    pool: &PgPool,
+    filter: &ReassignmentFilter,
+) -> Result<Option<(i64, i64)>, sqlx::Error> {
     // The last position before a time: the log's times have microseconds.
     let last_before =
         async |time: DateTime<Utc>| log::position_at(pool, time - TimeDelta::microseconds(1)).await;

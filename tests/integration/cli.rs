@@ -396,6 +396,7 @@ async fn help_names_every_command_and_shows_no_password() {
       import     Bring recordings in from files
       status     Show how the log and the tables stand
       events     Print the log, one line an event
+      audit      Print who said who a speaker is, when and why, the newest first
       rebuild    Build the tables from history beside the live ones, compare, and swap
       verify     Prove that the live tables are what the log says
       parked     Look at events that cannot be applied, and decide what becomes of them
@@ -431,6 +432,10 @@ async fn help_names_every_command_and_shows_no_password() {
         (&["import", "rttm"], &["--json", "<PATHS>..."]),
         (&["status"], &["--json"]),
         (&["events"], &["--follow", "--from", "--type", "--meeting", "--json"]),
+        (
+            &["audit"],
+            &["--profile", "--actor", "--meeting", "--from", "--to", "--previous-by", "--limit", "--format"],
+        ),
         (&["rebuild"], &["--dry-run", "--accept-differences", "--rollback", "--until", "--schema", "--json"]),
         (&["verify"], &["--json"]),
         (&["migrate"], &[]),

@@ -1,5 +1,6 @@
 //! HTTP, through the built program: what a client sends, what it gets, and what the log then says.
 
+mod audit;
 mod bad_input;
 pub(crate) mod contract;
 mod idempotency;

@@ -26,6 +26,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /healthz -> 200
     GET /metrics -> 200
     GET /readyz -> 200 503
+    GET /v1/audit/speaker-reassignments -> 200 404 422 429 503
     GET /v1/cache/{key} -> 200 404 422 429 503
     GET /v1/changes -> 200 404 409 422 429 503
     GET /v1/files -> 200 404 422 429 503
@@ -105,7 +106,11 @@ fn lack_examples(document: &Document, schema: &Value, name: &str, lacking: &mut 
     if schema.get("example").is_some() {
         return;
     }
+    for part in schema["allOf"].as_array().into_iter().flatten() {
+        lack_examples(document, part, name, lacking);
+    }
     match main_type(schema) {
+        _ if schema.get("allOf").is_some() => {}
         "object" => {
             let required = schema["required"].as_array().into_iter().flatten();
             let required = required.map(|field| field.as_str().unwrap()).collect::<Vec<_>>();

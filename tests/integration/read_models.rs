@@ -1,6 +1,7 @@
 //! The read models: that the tables are those that were asked for, and that they show the history, however
 //! it is cut into batches.
 
+mod audit;
 mod cache;
 mod freshness;
 mod healed;

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a harness that cannot work should say so at once")]
 
+pub mod audit;
 pub mod bench;
 pub mod clock;
 pub mod nats;

@@ -115,9 +115,18 @@ async fn try_swap(
         "cache",
         "cache_origin",
     ];
-    let tables = tables.map(|table| format!("{}.{}", quoted(LIVE), quoted(table))).join(", ");
+    let tables = tables.map(|table| format!("{}.{}", quoted(LIVE), quoted(table)));
+    // One that comes with this version is not there yet.
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT t FROM UNNEST ($1::text[]) WITH ORDINALITY AS tables (t, n)
+          WHERE to_regclass(t) IS NOT NULL ORDER BY n",
+    )
+    .bind(&tables[..])
+    .fetch_all(&mut *holding)
+    .await
+    .map_err(failed)?;
     holding
-        .execute(format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE").as_str())
+        .execute(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")).as_str())
         .await
         .map_err(failed)?;
     copy_grants(holding, schema).await.map_err(failed)?;
