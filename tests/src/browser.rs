@@ -67,8 +67,8 @@ impl Browser {
 
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities(capabilities(screen));
-        let connected = builder.connect(&format!("http://127.0.0.1:{port}"));
-        let client = timeout(PATIENCE, connected).await.unwrap().unwrap();
+        let address = format!("http://127.0.0.1:{port}");
+        let client = timeout(PATIENCE, builder.connect(&address)).await.unwrap().unwrap();
         let session = client.session_id().await.unwrap().unwrap();
         Some(Self { client, screen, driver, port, session })
     }
