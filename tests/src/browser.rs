@@ -125,7 +125,8 @@ impl Browser {
         let Some(directory) = std::env::var_os(PICTURES) else { return };
         let picture = self.client.screenshot().await.unwrap();
         let suffix = if self.screen == Screen::Phone { "-phone" } else { "" };
-        std::fs::write(std::path::Path::new(&directory).join(format!("{name}{suffix}.png")), picture).unwrap();
+        std::fs::write(std::path::Path::new(&directory).join(format!("{name}{suffix}.png")), picture)
+            .unwrap();
     }
 }
 
@@ -140,7 +141,8 @@ impl Drop for Browser {
                 stream,
                 "DELETE /session/{session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
             )?;
-            stream.read_to_end(&mut vec![]).map(|_| ())
+            // It answers when the browser is gone, and leaves the connection open.
+            stream.read(&mut [0; 1024]).map(|_| ())
         };
         let _ = close();
         let _ = self.driver.start_kill();
