@@ -145,8 +145,13 @@ fn heading(status: StatusCode) -> &'static str {
 
 /// Makes a sentence of a problem's detail, which is written as a clause.
 fn sentence(clause: &str) -> String {
-    let mut rest = clause.chars();
-    let first = rest.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
     let end = if clause.ends_with(['.', '!', '?']) { "" } else { "." };
-    format!("{first}{}{end}", rest.as_str())
+    format!("{}{end}", capitalized(clause))
+}
+
+/// Returns a text with a capital at its beginning.
+fn capitalized(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    format!("{first}{}", rest.as_str())
 }

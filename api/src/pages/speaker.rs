@@ -19,7 +19,7 @@ use super::meeting::{SpeakerRow, name};
 use super::show::{self, Moment};
 use super::timeline::Timeline;
 use super::visit::{Shell, Visit};
-use super::{page, sentence};
+use super::{capitalized, page, sentence};
 use crate::app::AppState;
 use crate::error::Problem;
 use crate::extract::{PathOf, form_key, wait_until_shown};
@@ -302,7 +302,7 @@ async fn render(
         more,
         undo_to: latest.map(|decision| names.of(decision.from)),
         key: Uuid::now_v7(),
-        decisions: history.iter().rev().map(|decision| DecisionRow::of(decision, path, &names)).collect(),
+        decisions: history.iter().rev().map(|decision| DecisionRow::of(decision, &names)).collect(),
         speaker: row,
     };
     Ok(page(status, &speaker_page))
@@ -424,11 +424,11 @@ struct EvidenceRow {
 }
 
 impl DecisionRow {
-    fn of(decision: &SpeakerDecision, _path: &SpeakerPath, names: &Names<'_>) -> Self {
+    fn of(decision: &SpeakerDecision, names: &Names<'_>) -> Self {
         let reassigned = decision.decision == "reassigned";
         let what = match decision.decision {
             "not_identified" => "Nobody known".to_owned(),
-            _ => sentence_start(&names.of(decision.to)),
+            _ => capitalized(&names.of(decision.to)),
         };
         let kind = decision.actor_kind.as_deref().unwrap_or("system");
         let actor = decision.actor.as_deref().unwrap_or("unknown");
@@ -462,10 +462,4 @@ impl DecisionRow {
             }),
         }
     }
-}
-
-fn sentence_start(text: &str) -> String {
-    let mut rest = text.chars();
-    let first = rest.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-    format!("{first}{}", rest.as_str())
 }
