@@ -339,7 +339,7 @@ fn table(rows: &[AuditRow]) -> Table {
         "from",
         "to",
         "by",
-        "instead of",
+        "replaces",
         "reason",
     ]);
     for AuditRow { reassignment: row, .. } in rows {
@@ -358,7 +358,7 @@ fn table(rows: &[AuditRow]) -> Table {
             person(row.from_profile_id, &row.from_name),
             person(row.to_profile_id, &row.to_name),
             plain(&format!("{}:{}", kind.unwrap_or("?"), actor.unwrap_or("?"))),
-            format!("{}{sure}", row.previous_by.as_deref().unwrap_or("nobody's")),
+            format!("{}{sure}", row.previous_by.as_deref().unwrap_or("nothing")),
             plain(&row.reason),
         ]);
     }

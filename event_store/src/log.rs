@@ -559,10 +559,11 @@ pub async fn recorded_at(
 /// Returns the position at which the log stood at `time`: the last one recorded at or before it, 0 before
 /// the first; `None` if the time is still to come. It is the same whenever it is asked.
 pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<Option<i64>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
     let row = sqlx::query(
         "SELECT clock_timestamp(), (SELECT recorded_at FROM log.events ORDER BY position DESC LIMIT 1)",
     )
-    .fetch_one(pool)
+    .fetch_one(&mut *connection)
     .await?;
     let (now, newest): (DateTime<Utc>, Option<DateTime<Utc>>) = (row.try_get(0)?, row.try_get(1)?);
     if newest.is_none_or(|newest| newest < time) {
@@ -571,7 +572,9 @@ pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<Option<i6
         }
         // An append under way may have taken its time before this one, and not be seen yet. It holds the
         // append lock until it is; later ones take a later time.
-        sqlx::query("SELECT pg_advisory_xact_lock_shared(7165932018841088001)").execute(pool).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock_shared(7165932018841088001)")
+            .execute(&mut *connection)
+            .await?;
     }
     // Times never run backwards along positions, so halving finds it, one look at the primary key each time.
     // A hole ends the search without a row.
@@ -592,7 +595,7 @@ pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<Option<i6
     .bind(time)
     // A plan made while the log was short must not scan it when it is long.
     .persistent(false)
-    .fetch_one(pool)
+    .fetch_one(&mut *connection)
     .await?;
     Ok(Some(found))
 }

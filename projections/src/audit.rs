@@ -182,18 +182,16 @@ pub async fn positions(
     filter: &ReassignmentFilter,
 ) -> Result<Option<(i64, i64)>, sqlx::Error> {
     // The last position before a time: the log's times have microseconds.
-    let last_before =
-        async |time: DateTime<Utc>| log::position_at(pool, time - TimeDelta::microseconds(1)).await;
-    let after = match filter.from {
+    let last_before = async |time: Option<DateTime<Utc>>| match time {
+        None => Ok(None),
+        Some(time) => log::position_at(pool, time - TimeDelta::microseconds(1)).await.map(Some),
+    };
+    let (from, to) = tokio::try_join!(last_before(filter.from), last_before(filter.to))?;
+    let after = match from {
         None => 0,
-        Some(from) => match last_before(from).await? {
-            Some(position) => position,
-            None => return Ok(None),
-        },
+        Some(Some(position)) => position,
+        Some(None) => return Ok(None),
     };
-    let end = match filter.to {
-        None => i64::MAX,
-        Some(to) => last_before(to).await?.map_or(i64::MAX, |position| position + 1),
-    };
+    let end = to.flatten().map_or(i64::MAX, |position| position + 1);
     Ok(Some((after, end)))
 }

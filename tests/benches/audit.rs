@@ -32,12 +32,12 @@ async fn main() {
         ReassignmentFilter { from: Some(month(n)), to: Some(month(n + 1)), ..filter }
     };
     let of_profile = (0..queries).map(|_| {
-        let profile = Some(profile(random.i64(..PROFILES)));
+        let profile = Some(profile(random.i64(0..PROFILES)));
         in_a_month(ReassignmentFilter { profile, ..ReassignmentFilter::default() }, &mut random)
     });
     let of_profile = of_profile.collect::<Vec<_>>();
     let of_actor = (0..queries).map(|_| {
-        let actor = Some(reviewer(random.i64(..REVIEWERS)));
+        let actor = Some(reviewer(random.i64(0..REVIEWERS)));
         in_a_month(ReassignmentFilter { actor, ..ReassignmentFilter::default() }, &mut random)
     });
     let of_actor = of_actor.collect::<Vec<_>>();
