@@ -149,7 +149,9 @@ fn table(status: &Status) -> Table {
     if let Some(Voices { processes, position, lag_events }) = voices {
         let lag =
             if *lag_events == 0 { "up to date".to_owned() } else { format!("{lag_events} events behind") };
-        row("voices", format!("position {position}, {lag}, in {processes} processes"));
+        let processes =
+            if *processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") };
+        row("voices", format!("position {position}, {lag}, in {processes}"));
     }
     if parked.events > 0 {
         let Waiting { events, aggregates, seconds } = parked;

@@ -21,7 +21,7 @@ use domain::voice::VoiceModels;
 use event_store::EventStore;
 use event_store::log::{self, BatchLimits, Entry, LogError};
 use event_store::retry::backoff;
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ const BATCH: BatchLimits = BatchLimits { events: 1000, bytes: 4 * 1024 * 1024 };
 const READ: Duration = Duration::from_secs(60);
 /// How often it is looked up whether somebody has skipped an event, and noted how far this process is.
 const DECISIONS: Duration = Duration::from_secs(1);
+/// How often it is noted that this process lives, where its position stays the same.
+const ALIVE: Duration = Duration::from_secs(5);
 /// How long a note of a process counts.
 const NOTED: Duration = Duration::from_secs(15);
 /// The shortest time between two readings: under load, many appends are read at once.
@@ -117,14 +119,14 @@ impl Voices {
                 self.reached.send_replace(Some(built.position));
                 info!(position = built.position, "the voices are those of the log");
                 let built = follower.insert(built);
-                note(store.pool(), process, built.position).await?;
+                built.note(store.pool(), process).await?;
                 built
             }
         };
         loop {
             if follower.looked.elapsed() >= DECISIONS {
                 follower.heed_decisions(self, store.pool()).await?;
-                note(store.pool(), process, follower.position).await?;
+                follower.note(store.pool(), process).await?;
             }
             // Marked as seen before reading: an append that comes while we read wakes us again.
             let until = *head.borrow_and_update();
@@ -148,6 +150,8 @@ struct Follower {
     /// The latest decision about parked events that was heeded, and when it was looked for.
     decision: i64,
     looked: Instant,
+    /// Which position was noted last for others to see, and when.
+    noted: Option<(i64, Instant)>,
 }
 
 /// Events that have no effect, and profiles whose later events wait.
@@ -165,7 +169,7 @@ impl Follower {
         let mut connection = store.pool().acquire().await.map_err(failed)?;
         // The decisions first: one that comes while we read is heeded afterwards.
         let looked = Instant::now();
-        let decision = latest_decision(store.pool()).await.map_err(failed)?;
+        let decision = latest_decision(&mut *connection).await.map_err(failed)?;
         let skipped = skipped_between(&mut *connection, 0, i64::MAX).await.map_err(failed)?;
         let mut exceptions = Exceptions { skipped: skipped.into_iter().collect(), ..Exceptions::default() };
         let position = log::head(&mut *connection).await.map_err(failed)?;
@@ -182,7 +186,7 @@ impl Follower {
                 exceptions.apply(&mut index, models, entry);
             }
         }
-        Ok((Self { position, exceptions, decision, looked }, index))
+        Ok((Self { position, exceptions, decision, looked, noted: None }, index))
     }
 
     /// Reads a batch, up to the position `until` at most; says whether that was reached.
@@ -203,6 +207,16 @@ impl Follower {
         };
         voices.reached.send_replace(Some(self.position));
         Ok(whole)
+    }
+
+    /// Notes how far this process is, if that is news.
+    async fn note(&mut self, pool: &PgPool, process: Uuid) -> Result<(), LogError> {
+        let known = |(position, at): (i64, Instant)| position == self.position && at.elapsed() < ALIVE;
+        if !self.noted.is_some_and(known) {
+            note(pool, process, self.position).await?;
+            self.noted = Some((self.position, Instant::now()));
+        }
+        Ok(())
     }
 
     /// Reads the profiles anew about whose events somebody has decided.
@@ -285,8 +299,8 @@ async fn within<T>(reading: impl Future<Output = Result<T, LogError>>) -> Result
     timeout(READ, reading).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
-async fn latest_decision(pool: &PgPool) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM ops.parked_decisions").fetch_one(pool).await
+async fn latest_decision(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM ops.parked_decisions").fetch_one(executor).await
 }
 
 async fn profiles_decided_on(pool: &PgPool, after: i64, until: i64) -> Result<Vec<String>, sqlx::Error> {

@@ -2,6 +2,8 @@
 //!
 //! `with_services target/debug/examples/real_voices`, with `MINUTEBOOK_REAL_DATA` set.
 
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
 use anyhow::{Context as _, ensure};
 use tests::TestDatabase;
 use tests::real_voices::{Cast, ENROLLED, Score};

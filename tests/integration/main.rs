@@ -23,3 +23,4 @@ mod real_voices;
 mod rebuild;
 mod smoke;
 mod subscriber;
+mod voice_index;

@@ -20,10 +20,14 @@ pub const ENROLLED: usize = 3;
 pub struct Cast {
     people: BTreeMap<String, Person>,
     voices: BTreeMap<String, Vec<Vec<f32>>>,
-    meetings: Vec<(String, BTreeMap<String, Vec<(u32, u32)>>)>,
+    /// In order of their names.
+    meetings: Vec<BTreeMap<String, Vec<Segment>>>,
     /// The profile of each person who was enrolled, by the name in the meetings.
     pub profiles: BTreeMap<String, Uuid>,
 }
+
+/// Start and duration, in milliseconds.
+type Segment = (u32, u32);
 
 /// Which voice is lent to whom.
 #[derive(Deserialize)]
@@ -107,10 +111,9 @@ impl Cast {
             voices.entry(voice).or_default().push(embedding);
         }
         let files = read_dir(data.join("ami/rttm")).unwrap().map(|file| file.unwrap().path());
-        let mut meetings = files
-            .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), segments(&path)))
-            .collect::<Vec<_>>();
-        meetings.sort();
+        let mut files = files.collect::<Vec<_>>();
+        files.sort();
+        let meetings = files.iter().map(|file| segments(file)).collect();
         Self { people: serde_json::from_str(&people).unwrap(), voices, meetings, profiles: BTreeMap::new() }
     }
 
@@ -136,7 +139,7 @@ impl Cast {
     /// returns who was named.
     pub async fn hold_meetings(&self, server: &Server, n: usize) -> Vec<Heard> {
         let mut heard = vec![];
-        for (number, (_, speakers)) in self.meetings.iter().enumerate() {
+        for (number, speakers) in self.meetings.iter().enumerate() {
             // Each utterance is another recording.
             let sha256 = format!("{:064x}", n * 1_000_000 + number + 1);
             let registered = accepted(server, "/v1/meetings", &json!({"sha256": sha256})).await;
@@ -165,7 +168,7 @@ impl Cast {
         heard
     }
 
-    fn cluster(&self, who: &str, segments: &[(u32, u32)], n: usize) -> Value {
+    fn cluster(&self, who: &str, segments: &[Segment], n: usize) -> Value {
         let segments = segments
             .iter()
             .map(|(start_ms, duration_ms)| json!({"start_ms": start_ms, "duration_ms": duration_ms}))
@@ -178,9 +181,9 @@ impl Cast {
     }
 }
 
-/// Returns when each speaker of a recording speaks, in milliseconds: start and duration.
-fn segments(rttm: &Path) -> BTreeMap<String, Vec<(u32, u32)>> {
-    let mut speakers = BTreeMap::<String, Vec<(u32, u32)>>::new();
+/// Returns when each speaker of a recording speaks.
+fn segments(rttm: &Path) -> BTreeMap<String, Vec<Segment>> {
+    let mut speakers = BTreeMap::<String, Vec<Segment>>::new();
     for line in read_to_string(rttm).unwrap().lines() {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let ms = |field: &str| (field.parse::<f64>().unwrap() * 1000.0).round() as u32;
