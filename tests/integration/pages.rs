@@ -84,7 +84,10 @@ async fn hold_meeting(scene: &Scene, n: usize, cluster: &str) -> (String, i64) {
 async fn say_who(browser: &Browser, id: &str) {
     browser.follow("say who you are", "#person").await;
     browser.write("#person", id).await;
-    browser.click("form button.main", "header .who a").await;
+    browser.client.find(Locator::Css("form button.main")).await.unwrap().click().await.unwrap();
+    // Only the next page has it.
+    let known = browser.client.wait().at_most(Duration::from_secs(60)).for_element(Locator::LinkText(id));
+    known.await.unwrap();
     assert_eq!(browser.text("header .who").await, format!("Acting as {id}"));
 }
 
