@@ -9,8 +9,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +25,7 @@ use crate::config::{Part, ServeConfig};
 use crate::error::Problem;
 use crate::extract::REQUEST_ID;
 use crate::matching::Matching;
-use crate::routes;
+use crate::{pages, routes};
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -96,7 +95,7 @@ pub fn app(state: AppState) -> Router {
     let body_limit = state.config.body_limit;
     let (limited, operations, document) = api();
     limited
-        .route("/", get(async || Redirect::temporary("/docs/")))
+        .merge(pages::router())
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
         .layer(DefaultBodyLimit::max(body_limit))
         .layer(middleware::from_fn_with_state(state.clone(), limit))
@@ -115,6 +114,7 @@ pub fn app(state: AppState) -> Router {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
                 .into_response()
         }))
+        .layer(middleware::from_fn(pages::dress))
         .layer(middleware::from_fn(observe))
         .with_state(state)
 }

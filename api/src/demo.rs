@@ -340,9 +340,7 @@ async fn show_tables(pool: &PgPool) -> anyhow::Result<()> {
 
 fn where_next(book: &Book) -> anyhow::Result<()> {
     terminal::print("\nWhere to go from here:")?;
-    terminal::print(
-        "  minutebook serve              answer HTTP; try the API at http://127.0.0.1:8642/docs",
-    )?;
+    terminal::print("  minutebook serve              pages at http://127.0.0.1:8642/, the API at …/docs")?;
     terminal::print("  minutebook events --follow    watch the log")?;
     terminal::print("  minutebook status             how the log and the tables stand")?;
     terminal::print("  (with cargo: `cargo run --release -- serve`, and so on; Ctrl-C stops what runs)")?;

@@ -53,6 +53,21 @@ impl Problem {
         Self { kind, title, status, code, detail: detail.into(), retry_after: None }
     }
 
+    /// Returns the HTTP status.
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Returns the code.
+    pub const fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Returns what is wrong and what to do.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Returns a 404.
     pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
@@ -92,7 +107,9 @@ fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, retry_after) = (self.status, self.retry_after);
-        let mut response = (status, Json(self)).into_response();
+        let mut response = (status, Json(&self)).into_response();
+        // A page may say the same in other clothes: see `pages::dress`.
+        response.extensions_mut().insert(self);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if let Some(seconds) = retry_after {

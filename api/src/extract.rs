@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use axum::{RequestExt, body::Bytes};
 use base64::Engine as _;
@@ -68,10 +68,22 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Command<T> {
 fn command_key(request: &Request, context: &Context, state: &AppState) -> Result<Option<Uuid>, Problem> {
     let Some(key) = header_text(request.headers(), &IDEMPOTENCY_KEY)? else { return Ok(None) };
     check_key(key)?;
+    Ok(Some(command_id(state, context, request.method().as_str(), request.uri().path(), key)))
+}
+
+fn command_id(state: &AppState, context: &Context, method: &str, path: &str, key: &str) -> Uuid {
     let caller = [context.actor_kind.as_bytes(), context.actor.as_bytes()];
-    let route = [request.method().as_str().as_bytes(), request.uri().path().as_bytes()];
-    let scope = [b"command", caller[0], caller[1], route[0], route[1], key.as_bytes()];
-    Ok(Some(state.book.store.identity().secret.uuid(&scope)))
+    let scope = [b"command", caller[0], caller[1], method.as_bytes(), path.as_bytes(), key.as_bytes()];
+    state.book.store.identity().secret.uuid(&scope)
+}
+
+/// Returns the key of a form that was sent to `path`: sent twice, it has one effect. `said` is all that it
+/// says.
+pub fn form_key(state: &AppState, context: &Context, path: &str, key: Uuid, said: &[&str]) -> IdempotencyKey {
+    let command_id = command_id(state, context, "POST", path, &key.to_string());
+    let parts = [&b"form"[..]].into_iter().chain(said.iter().map(|text| text.as_bytes()));
+    let request_hmac = state.book.store.identity().secret.hmac(&parts.collect::<Vec<_>>()).to_vec();
+    IdempotencyKey { command_id, request_hmac }
 }
 
 fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
@@ -322,13 +334,20 @@ pub struct QueryOf<T>(pub T);
 impl<S: Sync + Send, T: DeserializeOwned> FromRequestParts<S> for QueryOf<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        Self::of(&parts.uri)
+    }
+}
+
+impl<T: DeserializeOwned> QueryOf<T> {
+    /// Parses an address's query string.
+    pub fn of(uri: &Uri) -> Result<Self, Problem> {
         let problem = |rejection: QueryRejection| {
             let message = without_values(&rejection.body_text());
             let message = message.strip_prefix("Failed to deserialize query string: ").unwrap_or(&message);
             Problem::invalid("invalid_query", message)
         };
-        let Query(query) = Query::<T>::from_request_parts(parts, state).await.map_err(problem)?;
+        let Query(query) = Query::<T>::try_from_uri(uri).map_err(problem)?;
         Ok(Self(query))
     }
 }

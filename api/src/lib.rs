@@ -20,6 +20,7 @@ pub mod events;
 pub mod extract;
 pub mod import;
 pub mod matching;
+pub mod pages;
 pub mod parked;
 pub mod profile;
 pub mod proposals;

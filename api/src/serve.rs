@@ -157,7 +157,8 @@ fn check_loopback(listen: SocketAddr) -> anyhow::Result<()> {
 fn welcome(book: &Book, address: SocketAddr, answers: bool) {
     info!(%address, database = book.shown_url(), log_id = %book.store.identity().log_id, "serving");
     if answers {
-        terminal::note(format_args!("Minutebook is at http://{address}/docs (Ctrl-C stops it)"));
+        terminal::note(format_args!("Minutebook is at http://{address}/ (Ctrl-C stops it)"));
+        terminal::note(format_args!("Its API can be tried at http://{address}/docs"));
     } else {
         terminal::note(format_args!("Minutebook works; health is at http://{address}/readyz"));
     }

@@ -146,6 +146,16 @@ pub async fn of_meeting(
 ) -> Result<MeetingSpeakers, Problem> {
     // The head first: whatever is read afterwards has all of the meeting up to there.
     let position = log::head(pool).await?;
+    of_meeting_at(pool, id, position, with_segments).await
+}
+
+/// Returns the speakers of a meeting as they stood at `position`, with the names of today.
+pub async fn of_meeting_at(
+    pool: &PgPool,
+    id: MeetingId,
+    position: i64,
+    with_segments: bool,
+) -> Result<MeetingSpeakers, Problem> {
     let told = read(pool, id, position).await?;
     let names = queries::display_names(pool, &told.profiles()).await?;
     told.shown(id, position, &names, with_segments)

@@ -17,65 +17,65 @@ use crate::cli::Done;
 use crate::terminal;
 
 #[derive(Serialize)]
-struct Status {
-    database: Database,
-    log: Log,
-    read_models: ReadModels,
+pub(crate) struct Status {
+    pub(crate) database: Database,
+    pub(crate) log: Log,
+    pub(crate) read_models: ReadModels,
     /// The voices by which speakers are named, if a process names any.
-    voices: Option<Voices>,
-    parked: Waiting,
+    pub(crate) voices: Option<Voices>,
+    pub(crate) parked: Waiting,
     /// The streams to which the change feed goes.
-    feed: Vec<Feed>,
+    pub(crate) feed: Vec<Feed>,
     /// The rebuild that runs, if one does.
-    rebuild: Option<RebuildRow>,
-    meetings: MeetingCounts,
+    pub(crate) rebuild: Option<RebuildRow>,
+    pub(crate) meetings: MeetingCounts,
 }
 
 #[derive(Serialize)]
-struct Feed {
-    stream: String,
-    epoch: Uuid,
-    position: i64,
-    lag_events: i64,
+pub(crate) struct Feed {
+    pub(crate) stream: String,
+    pub(crate) epoch: Uuid,
+    pub(crate) position: i64,
+    pub(crate) lag_events: i64,
     /// `active`, `waiting`, `refused`, `standby` or `stopped`.
-    state: String,
-    detail: Option<String>,
-    since: DateTime<Utc>,
+    pub(crate) state: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) since: DateTime<Utc>,
 }
 
 #[derive(Serialize)]
-struct Database {
-    url: String,
-    version: String,
-    embedded: Option<Embedded>,
+pub(crate) struct Database {
+    pub(crate) url: String,
+    pub(crate) version: String,
+    pub(crate) embedded: Option<Embedded>,
 }
 
 #[derive(Serialize)]
-struct Embedded {
-    data_dir: String,
-    binaries: String,
-    psql: String,
+pub(crate) struct Embedded {
+    pub(crate) data_dir: String,
+    pub(crate) binaries: String,
+    pub(crate) psql: String,
 }
 
 #[derive(Serialize)]
-struct Log {
-    id: Uuid,
-    epoch: Uuid,
-    head: i64,
+pub(crate) struct Log {
+    pub(crate) id: Uuid,
+    pub(crate) epoch: Uuid,
+    pub(crate) head: i64,
 }
 
 #[derive(Serialize)]
-struct ReadModels {
-    position: i64,
-    lag_events: i64,
-    lag_seconds: f64,
+pub(crate) struct ReadModels {
+    pub(crate) position: i64,
+    pub(crate) lag_events: i64,
+    pub(crate) lag_seconds: f64,
 }
 
 #[derive(Serialize)]
-struct Voices {
-    processes: i64,
-    position: i64,
-    lag_events: i64,
+pub(crate) struct Voices {
+    pub(crate) processes: i64,
+    pub(crate) position: i64,
+    pub(crate) lag_events: i64,
 }
 
 /// Prints the status.
@@ -89,7 +89,8 @@ pub async fn run(book: &Book, json: bool) -> anyhow::Result<Done> {
     Ok(Done::Whole)
 }
 
-async fn status(book: &Book) -> anyhow::Result<Status> {
+/// Returns how the log and the tables stand.
+pub(crate) async fn status(book: &Book) -> Result<Status, sqlx::Error> {
     let pool = book.pool();
     let lag = freshness::lag(pool, Utc::now()).await?;
     let version = sqlx::query_scalar("SHOW server_version").fetch_one(pool).await?;

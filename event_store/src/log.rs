@@ -340,7 +340,8 @@ pub async fn read_type(
     let failed = |source| LogError::Database { after, source };
     let mut rows = sqlx::query(
         "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
-                payload::text AS payload
+                payload::text AS payload,
+                CASE WHEN event_type = 'SpeakerReassigned' THEN metadata::text END AS metadata
            FROM log.events WHERE position > $1 AND position <= $2 AND aggregate_type = $3
           ORDER BY position LIMIT $4",
     )
@@ -374,7 +375,8 @@ pub async fn latest_of_type(
 ) -> Result<(Vec<Entry>, bool), sqlx::Error> {
     let mut rows = sqlx::query(
         "SELECT e.position, e.recorded_at, e.sequence, e.aggregate_type, e.aggregate_id, e.event_type,
-                e.event_version, e.payload::text AS payload
+                e.event_version, e.payload::text AS payload,
+                CASE WHEN e.event_type = 'SpeakerReassigned' THEN e.metadata::text END AS metadata
            FROM unnest($2::text[]) AS wanted (id)
           CROSS JOIN LATERAL (
                 SELECT l.* FROM log.events l

@@ -498,6 +498,22 @@ pub async fn display_names(pool: &PgPool, profiles: &[Uuid]) -> Result<BTreeMap<
     Ok(names.into_iter().collect())
 }
 
+/// Returns people who have `part` in their names, in order of name, at most `limit`: who, and how they are
+/// called.
+pub async fn profiles_named(
+    pool: &PgPool,
+    part: &str,
+    limit: i64,
+) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
+    read_twice!(pool, connection => sqlx::query_as(
+        "SELECT id, display_name FROM user_profiles WHERE strpos(lower(display_name), lower($1)) > 0
+          ORDER BY lower(display_name), id LIMIT $2",
+    )
+    .bind(part)
+    .bind(limit)
+    .fetch_all(&mut *connection))
+}
+
 /// Returns people in order of id, after `after`, at most `limit`.
 pub async fn profiles(
     pool: &PgPool,

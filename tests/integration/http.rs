@@ -82,7 +82,7 @@ impl Scene {
         self.command("/v1/meetings", json!({"sha256": sha256(n)})).await
     }
 
-    async fn log_mark(&self) -> (i64, i64) {
+    pub(crate) async fn log_mark(&self) -> (i64, i64) {
         log_mark(&self.pool).await
     }
 }

@@ -16,6 +16,7 @@ mod kill;
 mod log;
 mod nats_harness;
 mod openapi;
+mod pages;
 mod publisher;
 mod read_models;
 mod real_voices;

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod bench;
+pub mod browser;
 pub mod clock;
 pub mod nats;
 pub mod real_voices;

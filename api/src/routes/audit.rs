@@ -31,9 +31,9 @@ pub fn router() -> OpenApiRouter<AppState> {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct AuditQuery {
+pub(crate) struct AuditQuery {
     /// From or to this person.
-    profile: Option<Uuid>,
+    pub(crate) profile: Option<Uuid>,
     /// Said by this one: `person:reviewer-7`, or the opaque id alone.
     #[param(value_type = Option<String>, pattern = "^((person|service|system):)?[A-Za-z0-9._-]{1,100}$")]
     actor: Option<ActorFilter>,
@@ -94,17 +94,11 @@ async fn speaker_reassignments(
     QueryOf(query): QueryOf<AuditQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let filter = ReassignmentFilter::from(&query);
     let format =
         query.format.unwrap_or_else(|| if prefers_csv(&headers) { Format::Csv } else { Format::Json });
     match format {
         Format::Json => {
-            let limit = query.limit.unwrap_or_default().get();
-            let before = query.cursor.map(|cursor| cursor.0);
-            let rows = audit::reassignments(state.book.pool(), &filter, before, limit + 1).await?;
-            let rows = rows.into_iter().map(AuditRow::from).collect();
-            let page = Page::of(rows, limit, |row| PositionCursor(row.reassignment.position).to_string());
-            Ok(([(header::VARY, "accept")], Json(page)).into_response())
+            Ok(([(header::VARY, "accept")], Json(find_page(&state, &query).await?)).into_response())
         }
         Format::Csv => {
             if query.cursor.is_some() || query.limit.is_some() {
@@ -114,9 +108,20 @@ async fn speaker_reassignments(
                 ));
             }
             let permit = state.followers.clone().try_acquire_owned().map_err(|_| Problem::too_many())?;
+            let filter = ReassignmentFilter::from(&query);
             Ok(csv_answer(Trail::new(state.book.pool().clone(), filter, None), permit))
         }
     }
+}
+
+/// Returns a page of the audit.
+pub(crate) async fn find_page(state: &AppState, query: &AuditQuery) -> Result<Page<AuditRow>, Problem> {
+    let limit = query.limit.unwrap_or_default().get();
+    let before = query.cursor.map(|cursor| cursor.0);
+    let filter = ReassignmentFilter::from(query);
+    let rows = audit::reassignments(state.book.pool(), &filter, before, limit + 1).await?;
+    let rows = rows.into_iter().map(AuditRow::from).collect();
+    Ok(Page::of(rows, limit, |row| PositionCursor(row.reassignment.position).to_string()))
 }
 
 /// Answers page after page, as the client takes them. Where it breaks off, so does the answer, without the end

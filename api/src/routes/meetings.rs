@@ -402,24 +402,31 @@ async fn show(
     QueryOf(AsOfQuery { as_of }): QueryOf<AsOfQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
+    let meeting = find(&state, id, as_of).await?;
+    let position = position_header(meeting.position);
+    let etag = as_of.is_none().then(|| etag_header(meeting.version));
+    Ok((position, etag, Json(meeting)).into_response())
+}
+
+/// Returns a meeting as it stands, or stood.
+pub(crate) async fn find(
+    state: &AppState,
+    id: MeetingId,
+    as_of: Option<AsOf>,
+) -> Result<MeetingDetails, Problem> {
     let pool = state.book.pool();
     let found = match as_of {
         None => queries::meeting(pool, id.as_uuid()).await?,
         Some(as_of) => history::meeting(pool, id.as_uuid(), as_of.position(pool).await?).await?,
     };
-    let Some(meeting) = found else {
-        return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
-    };
-    let position = position_header(meeting.position);
-    let etag = as_of.is_none().then(|| etag_header(meeting.version));
-    Ok((position, etag, Json(meeting)).into_response())
+    found.ok_or_else(|| Problem::not_found("meeting_not_found", "there is no such meeting"))
 }
 
 /// Which meetings to list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct ListQuery {
+pub(crate) struct ListQuery {
     /// `pending`, `processing`, `completed` or `failed`.
     #[param(inline)]
     status: Option<MeetingStatus>,
@@ -468,6 +475,11 @@ async fn list(
     QueryOf(query): QueryOf<ListQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<MeetingSummary>>, Problem> {
+    find_page(&state, &query).await.map(Json)
+}
+
+/// Returns a page of meetings.
+pub(crate) async fn find_page(state: &AppState, query: &ListQuery) -> Result<Page<MeetingSummary>, Problem> {
     let filter = MeetingFilter {
         status: query.status.map(MeetingStatus::name),
         owner: query.owner,
@@ -476,7 +488,7 @@ async fn list(
     let limit = query.limit.get();
     let after = query.cursor.map(|cursor| cursor.0);
     let meetings = queries::meetings(state.book.pool(), &filter, after, limit + 1).await?;
-    Ok(Json(Page::of(meetings, limit, |meeting| Cursor(meeting.id).to_string())))
+    Ok(Page::of(meetings, limit, |meeting| Cursor(meeting.id).to_string()))
 }
 
 /// An event of a meeting.

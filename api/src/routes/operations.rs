@@ -46,29 +46,29 @@ pub struct Readiness {
     /// `projector_stopped`, `voices_loading`, `publisher_waiting` or `publisher_refused` (the last two where publishing is all
     /// that the process does).
     #[schema(example = "ready")]
-    status: &'static str,
+    pub(crate) status: &'static str,
     /// What the projector of this process does: `active`, `standby` or `stopped`.
     #[schema(example = "active")]
-    projector: &'static str,
+    pub(crate) projector: &'static str,
     /// The position from which on the projector cannot go on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    stopped_at: Option<i64>,
+    pub(crate) stopped_at: Option<i64>,
     /// Why it cannot.
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// What the publisher of this process does: `off`, `active`, `standby`, `waiting` or `refused`.
     #[schema(example = "active")]
-    publisher: &'static str,
+    pub(crate) publisher: &'static str,
     /// What is the matter with it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    publisher_reason: Option<String>,
+    pub(crate) publisher_reason: Option<String>,
     /// Up to which position of the log this process knows the voices by which it names speakers; absent before
     /// it has caught up once, and where it names none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    voices_position: Option<i64>,
+    pub(crate) voices_position: Option<i64>,
     /// Events of the log that the voices may not have followed yet.
     #[serde(skip_serializing_if = "Option::is_none")]
-    voices_lag_events: Option<i64>,
+    pub(crate) voices_lag_events: Option<i64>,
     /// Events that cannot be applied, and those of the same meeting or profile that wait behind them.
     #[serde(skip_serializing_if = "Option::is_none")]
     parked_events: Option<i64>,
@@ -93,16 +93,21 @@ pub struct Readiness {
 #[utoipa::path(get, path = "/readyz", tag = "operations",
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub async fn readyz(State(state): State<AppState>) -> Response {
+    let readiness = of_process(&state).await;
+    let works = matches!(readiness.status, "ready" | "degraded");
+    let status = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+/// Returns whether this process can do its work.
+pub(crate) async fn of_process(state: &AppState) -> Readiness {
     let projection = state.book.projection.borrow().clone();
     let lag = freshness::lag(state.book.pool(), Utc::now()).await;
     let publishing = state.book.publishing.borrow().clone();
     let only_publishes = state.config.only == Some(Part::Publisher);
     let waiting = parked_events::waiting(state.book.pool()).await.ok();
     let readiness = readiness(&projection, &publishing, only_publishes, lag.as_ref().ok(), waiting);
-    let readiness = with_voices(readiness, state.matching.voices.position(), state.answers());
-    let works = matches!(readiness.status, "ready" | "degraded");
-    let status = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(readiness)).into_response()
+    with_voices(readiness, state.matching.voices.position(), state.answers())
 }
 
 /// Who is asked to name speakers must know their voices.

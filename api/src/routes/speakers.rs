@@ -10,7 +10,7 @@ use domain::meeting::{CarriedFrom, Meeting, MeetingCommand, MeetingError, Meetin
 use domain::profile::Profile;
 use domain::speaker::{Cluster, Evidence, LinkedBy};
 use domain::text::Reason;
-use event_store::command_bus::{CommandError, Context};
+use event_store::command_bus::{Accepted, CommandError, Context};
 use event_store::log::{self, BatchLimits};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -63,40 +63,40 @@ async fn list(
 
 /// The path of a speaker.
 #[derive(Debug, Deserialize)]
-struct SpeakerPath {
-    id: MeetingId,
-    speaker: SpeakerId,
+pub(crate) struct SpeakerPath {
+    pub(crate) id: MeetingId,
+    pub(crate) speaker: SpeakerId,
 }
 
 /// Who a speaker is.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Reassignment {
+pub(crate) struct Reassignment {
     /// Who it is; null if it is nobody known.
     #[serde(deserialize_with = "said")]
     #[schema(value_type = Option<Uuid>, required, example = "018f0000-0000-7000-8000-000000000001")]
-    profile_id: Option<ProfileId>,
+    pub(crate) profile_id: Option<ProfileId>,
     /// Why.
     #[schema(value_type = String, min_length = 1, max_length = 1000, example = "I was there")]
-    reason: Reason,
+    pub(crate) reason: Reason,
     /// Who it must have been until now, null for nobody; left out if that does not matter. Guards against two
     /// reviewers at once.
     #[serde(default, deserialize_with = "expected")]
     #[schema(value_type = Option<Uuid>)]
-    expected_profile_id: Option<Option<ProfileId>>,
+    pub(crate) expected_profile_id: Option<Option<ProfileId>>,
 }
 
 /// Why the latest reassignment is undone.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Undoing {
+pub(crate) struct Undoing {
     /// Why.
     #[schema(value_type = String, min_length = 1, max_length = 1000, example = "that was the other one")]
-    reason: Reason,
+    pub(crate) reason: Reason,
     /// Who it must have been until now, as for a reassignment.
     #[serde(default, deserialize_with = "expected")]
     #[schema(value_type = Option<Uuid>)]
-    expected_profile_id: Option<Option<ProfileId>>,
+    pub(crate) expected_profile_id: Option<Option<ProfileId>>,
 }
 
 /// A field that may be null, but may not be left out.
@@ -123,11 +123,22 @@ async fn reassign(
     PathOf(SpeakerPath { id, speaker }): PathOf<SpeakerPath>,
     Command { body, context }: Command<Reassignment>,
 ) -> Result<CommandAnswer, Problem> {
-    check_person(&context)?;
-    check_speaker(&state, id, speaker).await?;
+    CommandAnswer::new(say_who(&state, id, speaker, body, &context).await?)
+}
+
+/// Says who a speaker is.
+pub(crate) async fn say_who(
+    state: &AppState,
+    id: MeetingId,
+    speaker: SpeakerId,
+    body: Reassignment,
+    context: &Context,
+) -> Result<Accepted, Problem> {
+    check_person(context)?;
+    check_speaker(state, id, speaker).await?;
     let Reassignment { profile_id, reason, expected_profile_id } = body;
     if let Some(profile) = profile_id {
-        check_profile(&state, profile).await?;
+        check_profile(state, profile).await?;
     }
     let command = MeetingCommand::ReassignSpeaker {
         speaker_id: speaker,
@@ -135,7 +146,7 @@ async fn reassign(
         expected: expected_profile_id,
         reason,
     };
-    CommandAnswer::new(state.book.bus.meeting(id, command, &context).await?)
+    Ok(state.book.bus.meeting(id, command, context).await?)
 }
 
 /// Undo the latest reassignment of a speaker
@@ -151,11 +162,22 @@ async fn undo(
     PathOf(SpeakerPath { id, speaker }): PathOf<SpeakerPath>,
     Command { body, context }: Command<Undoing>,
 ) -> Result<CommandAnswer, Problem> {
-    check_person(&context)?;
+    CommandAnswer::new(take_back(&state, id, speaker, body, &context).await?)
+}
+
+/// Undoes the latest reassignment of a speaker.
+pub(crate) async fn take_back(
+    state: &AppState,
+    id: MeetingId,
+    speaker: SpeakerId,
+    body: Undoing,
+    context: &Context,
+) -> Result<Accepted, Problem> {
+    check_person(context)?;
     let Undoing { reason, expected_profile_id } = body;
     let command =
         MeetingCommand::UndoReassignment { speaker_id: speaker, expected: expected_profile_id, reason };
-    CommandAnswer::new(state.book.bus.meeting(id, command, &context).await?)
+    Ok(state.book.bus.meeting(id, command, context).await?)
 }
 
 /// Machines have their own word, with evidence.
@@ -182,47 +204,47 @@ async fn check_profile(state: &AppState, profile: ProfileId) -> Result<(), Probl
 
 /// What was decided about a speaker.
 #[derive(Debug, Serialize, ToSchema)]
-struct SpeakerDecision {
+pub(crate) struct SpeakerDecision {
     /// The event's place in the log; with `as_of` one less, the meeting is shown as it was just before.
     #[schema(example = 42)]
-    position: i64,
+    pub(crate) position: i64,
     /// When it was recorded.
     #[schema(example = "2026-11-24T09:00:00Z")]
-    recorded_at: DateTime<Utc>,
+    pub(crate) recorded_at: DateTime<Utc>,
     /// `identified`, `not_identified` or `reassigned`; of a speaker whom a later diarization replaced also
     /// `not_carried`, if it left open whom the decision is about from then on, and `dismissed`.
     #[schema(example = "reassigned")]
-    decision: &'static str,
+    pub(crate) decision: &'static str,
     /// Who it was before, where a person decided.
     #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<Uuid>,
+    pub(crate) from: Option<Uuid>,
     /// Who it is from then on; null for nobody known.
-    to: Option<Uuid>,
+    pub(crate) to: Option<Uuid>,
     /// Who decided.
     #[schema(example = "reviewer-7")]
-    actor: Option<String>,
+    pub(crate) actor: Option<String>,
     /// `person`, `service` or `system`.
     #[schema(example = "person")]
-    actor_kind: Option<String>,
+    pub(crate) actor_kind: Option<String>,
     /// Why, where a person decided.
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// How sure the machine was of its link, this one or the one that was replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
-    confidence: Option<f64>,
+    pub(crate) confidence: Option<f64>,
     /// Who had made the link that was replaced: `machine` or `person`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    previous_by: Option<LinkedBy>,
+    pub(crate) previous_by: Option<LinkedBy>,
     /// The speaker about whom a person had decided, where the decision was carried over to this one; who that
     /// was, and when, is in that speaker's history. Then `actor` is who recorded the diarization.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
-    carried_from: Option<CarriedFrom>,
+    pub(crate) carried_from: Option<CarriedFrom>,
     /// What a machine's decision rests on: model, policy, margin and candidates.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
-    evidence: Option<Evidence>,
+    pub(crate) evidence: Option<Evidence>,
 }
 
 /// Every decision about a speaker since the diarization.
@@ -244,7 +266,17 @@ async fn history(
     _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<SpeakerHistory>, Problem> {
-    check_meeting(&state, id).await?;
+    let decisions = decisions(&state, id, speaker).await?;
+    Ok(Json(SpeakerHistory { decisions }))
+}
+
+/// Returns the decisions about a speaker, in order, the latest [`MOST_DECISIONS`].
+pub(crate) async fn decisions(
+    state: &AppState,
+    id: MeetingId,
+    speaker: SpeakerId,
+) -> Result<Vec<SpeakerDecision>, Problem> {
+    check_meeting(state, id).await?;
     let (mut decisions, mut known) = (vec![], false);
     let mut after = 0;
     loop {
@@ -275,7 +307,7 @@ async fn history(
     }
     let surplus = decisions.len().saturating_sub(MOST_DECISIONS);
     decisions.drain(..surplus);
-    Ok(Json(SpeakerHistory { decisions }))
+    Ok(decisions)
 }
 
 async fn check_meeting(state: &AppState, id: MeetingId) -> Result<(), Problem> {

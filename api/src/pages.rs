@@ -1,0 +1,157 @@
+//! Pages for people: rendered here, without a script, from the same reads and commands as the API.
+//!
+//! A page says who acts by a cookie, because a browser cannot send `Minutebook-Actor`. Whatever is refused, a
+//! page shows too: see [`dress`].
+
+mod audit;
+mod form;
+mod meeting;
+mod meetings;
+mod operations;
+mod show;
+mod speaker;
+mod timeline;
+mod visit;
+
+use std::sync::LazyLock;
+
+use askama::Template;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use sha2::{Digest as _, Sha256};
+use tower_http::csrf::CsrfLayer;
+
+use crate::app::AppState;
+use crate::error::Problem;
+use visit::{Shell, Visit};
+
+const STYLE: &str = include_str!("../templates/style.css");
+const ICON: &str = include_str!("../templates/icon.svg");
+
+/// The style sheet's path holds its content's hash, so that a browser may keep it for ever.
+static STYLE_PATH: LazyLock<String> = LazyLock::new(|| {
+    let hash = Sha256::digest(STYLE);
+    let hash = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("/assets/style-{hash}.css")
+});
+
+/// What a page may load: the style sheet and the icon, from here. No script, no frame around it.
+const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; \
+                      base-uri 'none'; frame-ancestors 'none'";
+
+/// Returns the pages' routes.
+pub fn router() -> Router<AppState> {
+    let foreign = |_| {
+        let detail = "the form was sent from a page of another site; open the page here and send it again";
+        Problem::new(StatusCode::FORBIDDEN, "foreign_form", detail).into_response()
+    };
+    Router::new()
+        .route("/", get(async || Redirect::temporary("/meetings")))
+        .route("/meetings", get(meetings::list))
+        .route("/meetings/{id}", get(meeting::show))
+        .route("/meetings/{id}/speakers/{speaker}", get(speaker::show))
+        .route("/meetings/{id}/speakers/{speaker}/reassign", post(speaker::reassign))
+        .route("/meetings/{id}/speakers/{speaker}/undo", post(speaker::undo))
+        .route("/audit", get(audit::list))
+        .route("/operations", get(operations::show))
+        .route("/who", get(visit::ask).post(visit::answer))
+        // A form that another site sends must not act for whoever is known here.
+        .layer(CsrfLayer::new().with_rejection_response(foreign))
+        .route(&STYLE_PATH, get(async || asset("text/css; charset=utf-8", STYLE)))
+        .route("/assets/icon.svg", get(async || asset("image/svg+xml", ICON)))
+}
+
+fn asset(media_type: &'static str, content: &'static str) -> Response {
+    let keep =
+        if media_type.starts_with("text/css") { "max-age=31536000, immutable" } else { "max-age=3600" };
+    let headers = [
+        (header::CONTENT_TYPE, media_type),
+        (header::CACHE_CONTROL, keep),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, content).into_response()
+}
+
+/// Renders a page.
+fn page(status: StatusCode, template: &impl Template) -> Response {
+    let html = match template.render() {
+        Ok(html) => html,
+        Err(error) => return Problem::internal(&error).into_response(),
+    };
+    // Same-origin, not none: without a referrer a browser calls a form's origin null.
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (status, headers, html).into_response()
+}
+
+#[derive(Template)]
+#[template(path = "refusal.html")]
+struct Refusal {
+    shell: Shell,
+    heading: String,
+    detail: String,
+    code: &'static str,
+    again: bool,
+}
+
+/// Shows a problem as a page to whoever asks for pages: outside `/v1`, and as browsers ask.
+pub async fn dress(request: Request, next: Next) -> Response {
+    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let wants_page = accept.is_some_and(|accept| accept.contains("text/html"));
+    if !wants_page || request.uri().path().starts_with("/v1/") {
+        return next.run(request).await;
+    }
+    let visit = Visit::of(request.headers(), request.uri());
+    let read = request.method() == Method::GET;
+    let response = next.run(request).await;
+    let Some(problem) = response.extensions().get::<Problem>().cloned() else { return response };
+    let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
+    let refusal = Refusal {
+        shell: visit.shell("Not possible", ""),
+        heading: heading(problem.status()).to_owned(),
+        detail: sentence(problem.detail()),
+        code: problem.code(),
+        again: read && retry_after.is_some(),
+    };
+    let mut dressed = page(problem.status(), &refusal);
+    if let Some(seconds) = retry_after {
+        dressed.headers_mut().insert(header::RETRY_AFTER, seconds);
+    }
+    dressed.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    dressed
+}
+
+fn heading(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::NOT_FOUND => "There is no such page",
+        StatusCode::FORBIDDEN => "That is not allowed",
+        StatusCode::CONFLICT => "That is not possible as it stands",
+        StatusCode::PRECONDITION_FAILED => "Somebody was quicker",
+        StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST => "Something is not as it must be",
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => "Not now",
+        StatusCode::INTERNAL_SERVER_ERROR => "Something went wrong",
+        _ => "That is not possible",
+    }
+}
+
+/// Makes a sentence of a problem's detail, which is written as a clause.
+fn sentence(clause: &str) -> String {
+    let end = if clause.ends_with(['.', '!', '?']) { "" } else { "." };
+    format!("{}{end}", capitalized(clause))
+}
+
+/// Returns a text with a capital at its beginning.
+fn capitalized(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    format!("{first}{}", rest.as_str())
+}
