@@ -10,7 +10,7 @@ use domain::speaker_matching::{ClusterVoice, Policy, VoiceIndex, match_clusters}
 use domain::voice::Voice;
 use serde::Deserialize;
 use tests::TestDatabase;
-use tests::real_voices::{Cast, ENROLLED, Score};
+use tests::real_voices::{Cast, ENROLLED, Score, audit};
 use tests::server::Server;
 use uuid::Uuid;
 
@@ -98,11 +98,17 @@ async fn over_http_enrolled_speakers_are_named_right_and_strangers_are_not_named
     cast.enrol(&server).await;
     assert_eq!((cast.profiles.len(), cast.meetings()), (30, 60));
 
-    let fourth = Score::of(&cast.hold_meetings(&server, ENROLLED).await);
+    let heard = cast.hold_meetings(&server, ENROLLED).await;
+    let fourth = Score::of(&heard);
     println!("fourth utterance: {fourth}");
     assert_eq!((fourth.enrolled, fourth.strangers), (120, 40));
     assert_eq!((fourth.wrong, fourth.strangers_named), (0, 0));
     assert!(100 * fourth.right >= 97 * fourth.enrolled, "{fourth}");
+
+    // Corrected, undone and exported, the audit is what was said.
+    let said = cast.correct_some(&server, &heard).await;
+    assert_eq!(said.len(), 60);
+    assert_eq!(audit(&server).await, said);
 
     let mut others = cast.hold_meetings(&server, ENROLLED + 1).await;
     others.extend(cast.hold_meetings(&server, ENROLLED + 2).await);

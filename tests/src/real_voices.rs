@@ -57,6 +57,23 @@ pub struct Heard {
     pub named: Option<Uuid>,
 }
 
+/// What a reviewer said of a speaker, as the audit should have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The meeting.
+    pub meeting: Uuid,
+    /// The speaker.
+    pub speaker: Uuid,
+    /// Who it was until then.
+    pub from: Option<Uuid>,
+    /// Who it is from then on.
+    pub to: Option<Uuid>,
+    /// Why.
+    pub reason: String,
+    /// Whose word was replaced: `machine`, `person`, or nobody's.
+    pub previous_by: Option<String>,
+}
+
 /// How many were named right, and how many were not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Score {
@@ -168,6 +185,42 @@ impl Cast {
         heard
     }
 
+    /// Corrects every fourth speaker as a reviewer does, and undoes every second correction; returns what was
+    /// said, in order.
+    pub async fn correct_some(&self, server: &Server, heard: &[Heard]) -> Vec<Said> {
+        let known = self.profiles.values().copied().collect::<Vec<_>>();
+        let mut said = vec![];
+        for (n, heard) in heard.iter().step_by(4).enumerate() {
+            let another = known.iter().copied().find(|id| Some(*id) != heard.named);
+            // Whoever was named is nobody known, or somebody else.
+            let to = if heard.named.is_some() && n % 3 == 0 { None } else { another };
+            let first = Said {
+                meeting: heard.meeting,
+                speaker: heard.speaker,
+                from: heard.named,
+                to,
+                reason: format!("heard, and it is another voice ({n})"),
+                previous_by: heard.named.map(|_| "machine".to_owned()),
+            };
+            let body = json!({"profile_id": to, "expected_profile_id": heard.named, "reason": first.reason});
+            say(server, heard, "reassign", &body).await;
+            said.push(first);
+            if n % 2 == 0 {
+                let reason = format!("heard once more, and it is not ({n})");
+                say(server, heard, "undo", &json!({"reason": reason})).await;
+                said.push(Said {
+                    meeting: heard.meeting,
+                    speaker: heard.speaker,
+                    from: to,
+                    to: heard.named,
+                    reason,
+                    previous_by: to.map(|_| "person".to_owned()),
+                });
+            }
+        }
+        said
+    }
+
     fn cluster(&self, who: &str, segments: &[Segment], n: usize) -> Value {
         let segments = segments
             .iter()
@@ -179,6 +232,55 @@ impl Cast {
         }
         cluster
     }
+}
+
+/// Returns what the audit has of the reviewer as CSV, in the order in which it was said.
+pub async fn audit(server: &Server) -> Vec<Said> {
+    let url = server.at("/v1/audit/speaker-reassignments?format=csv&actor=reviewer-1");
+    let answered = server.client.get(url).header("minutebook-min-position", head(server).await).send();
+    let text = answered.await.unwrap().error_for_status().unwrap().text().await.unwrap();
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let mut said = reader.deserialize::<Row>().map(|row| row.unwrap().into()).collect::<Vec<Said>>();
+    // The newest comes first.
+    said.reverse();
+    said
+}
+
+/// A row of the audit's CSV.
+#[derive(Deserialize)]
+struct Row {
+    meeting_id: Uuid,
+    speaker_id: Uuid,
+    from_profile_id: Option<Uuid>,
+    to_profile_id: Option<Uuid>,
+    reason: String,
+    previous_by: Option<String>,
+}
+
+impl From<Row> for Said {
+    fn from(row: Row) -> Self {
+        Self {
+            meeting: row.meeting_id,
+            speaker: row.speaker_id,
+            from: row.from_profile_id,
+            to: row.to_profile_id,
+            reason: row.reason,
+            previous_by: row.previous_by,
+        }
+    }
+}
+
+async fn head(server: &Server) -> i64 {
+    let (status, shown) = server.get("/readyz").await;
+    assert_eq!(status, 200, "{shown}");
+    shown["log_head"].as_i64().unwrap()
+}
+
+async fn say(server: &Server, heard: &Heard, what: &str, body: &Value) {
+    let path = format!("/v1/meetings/{}/speakers/{}/{what}", heard.meeting, heard.speaker);
+    let request = server.client.post(server.at(&path)).header("minutebook-actor", "person:reviewer-1");
+    let (status, answered) = answer(request.json(body)).await;
+    assert_eq!(status, 200, "{answered}");
 }
 
 /// Returns when each speaker of a recording speaks.
