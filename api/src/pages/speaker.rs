@@ -351,7 +351,8 @@ fn notice(done: &Done, history: &[SpeakerDecision], names: &Names<'_>) -> Option
     if done.unchanged {
         return Some("That is what was said already; nothing was changed.".to_owned());
     }
-    let decision = history.iter().find(|decision| decision.position == done.position)?;
+    // The position is that of the command's last event, which may be about something else.
+    let decision = history.iter().rev().find(|decision| decision.position <= done.position)?;
     Some(format!("Saved: it is {} from now on.", names.of(decision.to)))
 }
 
