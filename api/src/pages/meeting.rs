@@ -166,7 +166,7 @@ pub(super) fn name(profile: &NamedProfile) -> String {
 fn why(speaker: &SpeakerDetails) -> String {
     let latest = speaker.latest_decision.as_ref();
     if latest.is_some_and(|latest| latest.carried_from.is_some()) {
-        return "said by a person of an earlier diarization's speaker, and carried over".to_owned();
+        return "said by a person of an earlier speaker, and carried over".to_owned();
     }
     match (latest.map(|latest| latest.decision), speaker.by) {
         (Some("reassigned"), _) => {
