@@ -8,6 +8,7 @@ mod form;
 mod meeting;
 mod meetings;
 mod operations;
+mod pending;
 mod show;
 mod speaker;
 mod timeline;
@@ -56,6 +57,7 @@ pub fn router() -> Router<AppState> {
         .route("/meetings/{id}/speakers/{speaker}", get(speaker::show))
         .route("/meetings/{id}/speakers/{speaker}/reassign", post(speaker::reassign))
         .route("/meetings/{id}/speakers/{speaker}/undo", post(speaker::undo))
+        .route("/meetings/{id}/pending-corrections/{speaker}/dismiss", post(pending::dismiss))
         .route("/audit", get(audit::list))
         .route("/operations", get(operations::show))
         .route("/who", get(visit::ask).post(visit::answer))

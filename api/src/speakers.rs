@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use domain::Event;
 use domain::ids::{MeetingId, ProfileId, SpeakerId};
-use domain::meeting::{Meeting, MeetingError, MeetingEvent, evolve};
+use domain::meeting::{CarriedFrom, Meeting, MeetingError, MeetingEvent, evolve};
 use domain::speaker::{Cluster, Evidence, LinkedBy};
 use event_store::log::{self, BatchLimits, StoredEvent};
 use projections::queries;
@@ -125,6 +125,11 @@ pub struct LatestDecision {
     /// Why, where a person decided.
     #[schema(example = "I was there")]
     pub reason: Option<String>,
+    /// The speaker about whom a person had decided, where the decision was carried over to this one. Then
+    /// `actor` is who recorded the diarization.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub carried_from: Option<CarriedFrom>,
 }
 
 /// A stretch of speech.
@@ -226,9 +231,10 @@ impl Told {
                 self.evidence.insert(speaker_id, evidence);
                 self.latest.insert(speaker_id, decision(stored, "not_identified", None));
             }
-            MeetingEvent::SpeakerReassigned { speaker_id, reason, .. } => {
+            MeetingEvent::SpeakerReassigned { speaker_id, reason, carried_from, .. } => {
                 let reason = Some(reason.as_str().to_owned());
-                self.latest.insert(speaker_id, decision(stored, "reassigned", reason));
+                let latest = LatestDecision { carried_from, ..decision(stored, "reassigned", reason) };
+                self.latest.insert(speaker_id, latest);
             }
             MeetingEvent::MeetingRegistered(_)
             | MeetingEvent::ProcessingStarted { .. }
@@ -321,5 +327,5 @@ fn decision(stored: &StoredEvent, decision: &'static str, reason: Option<String>
     }
     let Who { actor, actor_kind } = serde_json::from_str(&stored.metadata).unwrap_or_default();
     let (position, recorded_at) = (stored.position, stored.recorded_at);
-    LatestDecision { position, recorded_at, decision, actor, actor_kind, reason }
+    LatestDecision { position, recorded_at, decision, actor, actor_kind, reason, carried_from: None }
 }

@@ -489,7 +489,7 @@ async fn a_form_acts_once_for_whoever_said_who_they_are_and_never_for_another_si
         places.push(response.headers()["location"].to_str().unwrap().to_owned());
     }
     assert_eq!(places[0], places[1]);
-    assert_eq!(stage.scene.log_mark().await.0, mark.0 + 1);
+    assert_eq!(stage.scene.log_mark().await.0, mark.0 + 2, "who it is, and that the artifact is older");
     assert!(stage.page(&places[0]).await.contains("Saved: it is Ada"), "the page waits for the position");
 
     let who = |person: &str, back: &str| {
@@ -509,6 +509,158 @@ async fn a_form_acts_once_for_whoever_said_who_they_are_and_never_for_another_si
         let refused = who(id, "/").send().await.unwrap();
         assert_eq!((refused.status().as_u16(), refused.headers().get("set-cookie")), (422, None), "{id}");
     }
+}
+
+/// Diarizes a meeting of [`hold_meeting`] anew: the first speaker's speech is half of one, half of another's.
+async fn diarize_anew(stage: &Stage) -> (i64, Vec<String>) {
+    let meeting = format!("/v1{}", stage.meeting);
+    stage.scene.command(&format!("{meeting}/reprocess"), json!({"worker": "w"})).await;
+    let clusters = json!({"clusters": [
+        {"cluster_id": "x", "segments": [{"start_ms": 0, "duration_ms": 24_000}]},
+        {"cluster_id": "y", "segments": [
+            {"start_ms": 24_000, "duration_ms": 6_000}, {"start_ms": 45_000, "duration_ms": 15_000},
+        ]},
+        {"cluster_id": "z", "segments": [{"start_ms": 30_000, "duration_ms": 15_000}]},
+    ]});
+    let position = stage.scene.command(&format!("{meeting}/speakers"), clusters).await.position;
+    let read = stage.scene.server.client.get(stage.at(&format!("{meeting}/speakers")));
+    let (_, shown) = answer(read.header("minutebook-min-position", position)).await;
+    let path = |speaker: &Value| format!("{}/speakers/{}", stage.meeting, speaker["id"].as_str().unwrap());
+    (position, shown["speakers"].as_array().unwrap().iter().map(path).collect())
+}
+
+#[tokio::test]
+async fn what_is_older_than_a_name_says_so_until_it_is_stored_again_and_as_it_stood() {
+    let test = "what_is_older_than_a_name_says_so_until_it_is_stored_again_and_as_it_stood";
+    let Some(browser) = Browser::start(test, Screen::Desk).await else { return };
+    let stage = Stage::set(&["Ada"]).await;
+    browser.open(&stage.at(&stage.speakers[0])).await;
+    browser.write("#person", REVIEWER).await;
+    browser.click("form button.main", "#reason").await;
+    save(&browser, "Ada", "I was there", ".notice.good").await;
+    browser.open(&stage.at(&stage.meeting)).await;
+    assert_eq!(browser.text("section[aria-labelledby=artifacts] .stale").await, "older than the names");
+
+    let artifact = json!({"type": "transcript.vtt", "s3_key": "m/transcript.vtt"});
+    let stored = stage.scene.command(&format!("/v1{}/artifacts", stage.meeting), artifact).await.position;
+    browser.open(&stage.at(&format!("{}?shown={stored}", stage.meeting))).await;
+    assert_eq!(browser.count(".stale").await, 0, "it has today's names");
+    for (position, stale) in [(stored - 1, 1), (stage.position, 0)] {
+        browser.open(&stage.at(&format!("{}?as_of={position}", stage.meeting))).await;
+        assert_eq!(browser.count(".stale").await, stale, "as it stood at {position}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_new_diarization_leaves_open_is_settled_or_dismissed_and_its_past_can_be_read() {
+    let test = "what_a_new_diarization_leaves_open_is_settled_or_dismissed_and_its_past_can_be_read";
+    for screen in [Screen::Phone, Screen::Desk] {
+        let Some(browser) = Browser::start(test, screen).await else { return };
+        let stage = Stage::set(&["Ada", "Bo"]).await;
+        let (_, people) = stage.scene.server.get("/v1/profiles").await;
+        for (speaker, person) in stage.speakers.iter().zip(people["items"].as_array().unwrap()) {
+            let said = json!({"profile_id": person["id"], "reason": "by the voice"});
+            let path = stage.at(&format!("/v1{speaker}/reassign"));
+            let request =
+                stage.scene.server.client.post(path).header("minutebook-actor", "person:reviewer-8");
+            assert_eq!(answer(request.json(&said)).await.0, 200);
+        }
+        let (position, speakers) = diarize_anew(&stage).await;
+        browser.open(&stage.at(&format!("{}?shown={position}", stage.meeting))).await;
+        say_who(&browser, REVIEWER).await;
+        browser.wait_for(".pending").await;
+        let pending = browser.text(".pending").await;
+        for told in ["Ada", "by the voice", "reviewer-8", "a speaker of attempt 1", "nobody known"] {
+            assert!(pending.contains(told), "{told} is not in {pending}");
+        }
+        assert!(pending.contains("24 s") && pending.contains("21 s"), "{pending}");
+        assert!(!pending.contains("Bo"), "{pending}");
+        assert_eq!(browser.ask(FAULTS).await, json!([]), "{screen:?}");
+        browser.picture("pending").await;
+
+        // A candidate's page offers what is waited for; the earlier speaker's shows what was decided.
+        browser.follow("y", "#reason").await;
+        assert!(browser.text(".choices").await.contains("settles a decision that waits"));
+        browser.client.back().await.unwrap();
+        browser.follow("a speaker of attempt 1", ".history").await;
+        assert!(browser.text(".notice").await.contains("waits for a person"));
+        let history = browser.text(".history").await;
+        assert!(history.contains("Left open which speaker of a new diarization is Ada"), "{history}");
+        assert_eq!(browser.count("textarea").await, 0, "it is read only");
+        assert_eq!(browser.ask(FAULTS).await, json!([]), "{screen:?}");
+        browser.picture("earlier-speaker").await;
+        browser.open(&stage.at(&speakers[2])).await;
+        let history = browser.text(".history").await;
+        for told in ["Bo instead of nobody known", "carried over for", "15 s of speech in common"] {
+            assert!(history.contains(told), "{told} is not in {history}");
+        }
+        browser.follow("a speaker of attempt 1", ".history").await;
+        assert!(browser.text(".notice").await.contains("it holds for z now"));
+
+        browser.open(&stage.at(&stage.meeting)).await;
+        if screen == Screen::Desk {
+            browser.follow("y", "#reason").await;
+            save(&browser, "Ada", "most of it", ".notice.good").await;
+            browser.open(&stage.at(&stage.meeting)).await;
+            assert_eq!(browser.count(".pending").await, 0, "it is settled");
+            continue;
+        }
+        browser.client.find(Locator::Css(".pending summary")).await.unwrap().click().await.unwrap();
+        browser.write(".pending textarea", "that was noise").await;
+        browser.picture("dismiss").await;
+        browser.click(".pending button", ".notice.good").await;
+        assert_eq!(browser.count(".pending").await, 0, "it is dismissed");
+        browser.open(&stage.at(&stage.speakers[0])).await;
+        let history = browser.text(".history").await;
+        for told in ["Dismissed", "said by reviewer-7", "that was noise"] {
+            assert!(history.contains(told), "{told} is not in {history}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_decision_that_waits_is_dismissed_once_by_a_person_with_a_reason() {
+    let stage = Stage::set(&["Ada"]).await;
+    let (_, people) = stage.scene.server.get("/v1/profiles").await;
+    let said = json!({"profile_id": people["items"][0]["id"], "reason": "by the voice"});
+    let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
+    let request = stage.scene.server.client.post(path).header("minutebook-actor", "person:reviewer-8");
+    assert_eq!(answer(request.json(&said)).await.0, 200);
+    diarize_anew(&stage).await;
+
+    let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
+    let path = stage.speakers[0].replace("/speakers/", "/pending-corrections/");
+    let path = stage.at(&format!("{path}/dismiss"));
+    let post = || client.post(&path).header("accept", "text/html");
+    let known = || post().header("cookie", format!("minutebook_person={REVIEWER}"));
+    let key = "018f0000-0000-7000-8000-0000000000aa";
+    let form = [("reason", "that was noise"), ("key", key)];
+    let mark = stage.scene.log_mark().await;
+    for (request, status, words) in [
+        (filled(post(), &form), 403, "who you are"),
+        (filled(known().header("sec-fetch-site", "cross-site"), &form), 403, "another site"),
+        (filled(known(), &form[..1]), 422, "lacks a field"),
+        (filled(known(), &[("reason", " \r\n "), form[1]]), 422, "Dismiss it"),
+    ] {
+        let response = request.send().await.unwrap();
+        let found = response.status().as_u16();
+        let page = response.text().await.unwrap();
+        assert_eq!(found, status, "{page}");
+        assert!(page.contains(words), "{words} is not in {page}");
+    }
+    assert_eq!(stage.scene.log_mark().await, mark, "nothing refused left an event");
+    for _ in 0..2 {
+        let response = filled(known(), &form).send().await.unwrap();
+        assert_eq!(response.status(), 303, "a second click has the first one's answer");
+        let place = response.headers()["location"].to_str().unwrap().to_owned();
+        assert!(stage.page(&place).await.contains("Dismissed: "), "{place}");
+    }
+    assert_eq!(stage.scene.log_mark().await.0, mark.0 + 1);
+    let other = [("reason", "noise"), ("key", "018f0000-0000-7000-8000-0000000000ab")];
+    let late = filled(known(), &other).send().await.unwrap();
+    assert_eq!(late.status(), 404);
+    let page = late.text().await.unwrap();
+    assert!(page.contains("does not wait any more") && page.contains("Who spoke when"), "{page}");
 }
 
 #[tokio::test]

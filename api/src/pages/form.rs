@@ -5,6 +5,7 @@ use axum::extract::rejection::FormRejection;
 use axum::extract::{Form, FromRequest, Query, Request};
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
+use domain::text::Reason;
 use serde::de::DeserializeOwned;
 
 use crate::error::Problem;
@@ -39,6 +40,23 @@ fn form_problem(rejection: FormRejection) -> Problem {
             "invalid_body",
             "the form lacks a field or has one too many; open the page again",
         ),
+    }
+}
+
+/// Parses why somebody decided.
+pub(super) fn parse_reason(text: &str) -> Result<Reason, Problem> {
+    // A browser ends each line with two characters.
+    let text = text.replace("\r\n", "\n");
+    Ok(Reason::try_from(text.trim().to_owned())?)
+}
+
+/// Keeps those problems that are about what was said; they are shown with it.
+pub(super) fn on_page(problem: Problem) -> Result<Problem, Problem> {
+    match problem.status() {
+        StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED | StatusCode::UNPROCESSABLE_ENTITY => {
+            Ok(problem)
+        }
+        _ => Err(problem),
     }
 }
 

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::form::filter;
 use super::page;
+use super::pending::{self, MOST_WAITING, PendingRow, Refused};
 use super::show::{self, Moment};
 use super::timeline::{self, Timeline};
 use super::visit::{Shell, Visit};
@@ -31,6 +32,9 @@ pub(super) struct ShowQuery {
     as_of: Option<AsOf>,
     /// The position of a command whose effect must be seen.
     shown: Option<u32>,
+    /// Whether that command dismissed a decision that waited.
+    #[serde(default)]
+    dismissed: bool,
 }
 
 #[derive(Template)]
@@ -46,12 +50,20 @@ struct MeetingPage {
     took: Option<String>,
     /// When it is shown as it stood.
     past: Option<Past>,
+    notice: Option<&'static str>,
+    problem: Option<String>,
+    /// What waits for a person today.
+    pending: Vec<PendingRow>,
+    /// Whether that is all that a page has.
+    full: bool,
     position: String,
     version: i64,
     file: Option<FileFacts>,
     speakers: Vec<SpeakerRow>,
     timeline: Option<Timeline>,
     artifacts: Vec<ArtifactRow>,
+    /// Whether one of them is older than a name.
+    stale: bool,
 }
 
 struct Past {
@@ -87,13 +99,14 @@ struct ArtifactRow {
     artifact_type: String,
     s3_key: String,
     meta: String,
+    stale: bool,
 }
 
 impl From<ArtifactView> for ArtifactRow {
     fn from(artifact: ArtifactView) -> Self {
-        let ArtifactView { artifact_type, s3_key, meta, .. } = artifact;
+        let ArtifactView { artifact_type, s3_key, meta, stale, .. } = artifact;
         let meta = meta.map(|meta| meta.to_string()).unwrap_or_default();
-        Self { artifact_type, s3_key: s3_key.unwrap_or_default(), meta }
+        Self { artifact_type, s3_key: s3_key.unwrap_or_default(), meta, stale }
     }
 }
 
@@ -152,6 +165,9 @@ pub(super) fn name(profile: &NamedProfile) -> String {
 
 fn why(speaker: &SpeakerDetails) -> String {
     let latest = speaker.latest_decision.as_ref();
+    if latest.is_some_and(|latest| latest.carried_from.is_some()) {
+        return "said by a person of an earlier speaker, and carried over".to_owned();
+    }
     match (latest.map(|latest| latest.decision), speaker.by) {
         (Some("reassigned"), _) => {
             let actor = latest.and_then(|latest| latest.actor.as_deref()).unwrap_or("somebody");
@@ -183,18 +199,46 @@ pub(super) async fn show(
     visit: Visit,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    let ShowQuery { as_of, shown } = filter(&uri)?;
+    let ShowQuery { as_of, shown, dismissed } = filter(&uri)?;
     if let Some(position) = shown {
         wait_until_shown(&state, position.into()).await?;
     }
-    let meeting = find(&state, id, as_of).await?;
+    render(&state, id, visit, Shown { as_of, dismissed, refused: None }).await
+}
+
+/// What a page shows besides how it stands.
+#[derive(Default)]
+pub(super) struct Shown {
+    /// As it stood then.
+    pub(super) as_of: Option<AsOf>,
+    /// Whether a decision that waited was dismissed just now.
+    pub(super) dismissed: bool,
+    /// What was refused just now.
+    pub(super) refused: Option<Refused>,
+}
+
+/// Renders the page of a meeting.
+pub(super) async fn render(
+    state: &AppState,
+    id: MeetingId,
+    visit: Visit,
+    shown: Shown,
+) -> Result<Response, Problem> {
+    let Shown { as_of, dismissed, refused } = shown;
+    let meeting = find(state, id, as_of).await?;
     let pool = state.book.pool();
     let told = speakers::of_meeting_at(pool, id, meeting.position, true).await?;
-    let past = match as_of {
-        None => None,
-        Some(_) => Some(log::recorded_at(pool, meeting.position).await?),
+    let (past, pending) = match as_of {
+        None => (None, pending::rows(state, id, refused.as_ref()).await?),
+        Some(_) => (Some(log::recorded_at(pool, meeting.position).await?), vec![]),
     };
-    Ok(page(StatusCode::OK, &meeting_page(visit, meeting, &told.speakers, past)))
+    let status = refused.as_ref().map_or(StatusCode::OK, |refused| refused.problem.status());
+    let visit = if refused.is_some() { visit.returning_to(format!("/meetings/{id}")) } else { visit };
+    let notice = dismissed.then_some("Dismissed: this decision is about nobody from now on.");
+    let told_problem = refused.as_ref().map(pending::told);
+    let base = meeting_page(visit, meeting, &told.speakers, past);
+    let full = pending.len() == MOST_WAITING;
+    Ok(page(status, &MeetingPage { notice, problem: told_problem, pending, full, ..base }))
 }
 
 fn meeting_page(
@@ -232,6 +276,11 @@ fn meeting_page(
         timeline: Timeline::of(&numbered),
         speakers: numbered.iter().map(|(number, speaker)| SpeakerRow::of(*number, speaker, all_ms)).collect(),
         file: file.map(FileFacts::from),
+        notice: None,
+        problem: None,
+        pending: vec![],
+        full: false,
+        stale: artifacts.iter().any(|artifact| artifact.stale),
         artifacts: artifacts.into_iter().map(ArtifactRow::from).collect(),
         short,
     }

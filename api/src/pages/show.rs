@@ -41,6 +41,11 @@ pub(super) fn length(seconds: u64) -> String {
     }
 }
 
+/// Returns a length of speech; the shortest is not nothing.
+pub(super) fn speech(ms: u32) -> String {
+    length(u64::from(ms).div_ceil(1000))
+}
+
 /// Returns how long something took, to the tenth of a second where it was quick.
 pub(super) fn took(delta: TimeDelta) -> String {
     let seconds = delta.as_seconds_f64().max(0.0);

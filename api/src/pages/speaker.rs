@@ -7,15 +7,16 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
 use domain::ids::ProfileId;
-use domain::text::Reason;
+use domain::meeting::Meeting;
 use event_store::command_bus::{Accepted, Context};
 use event_store::log;
 use projections::queries;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::form::{FormOf, filter};
+use super::form::{FormOf, filter, on_page, parse_reason};
 use super::meeting::{SpeakerRow, name};
+use super::pending::MOST_WAITING;
 use super::show::{self, Moment};
 use super::timeline::Timeline;
 use super::visit::{Shell, Visit};
@@ -23,13 +24,16 @@ use super::{capitalized, page, sentence};
 use crate::app::AppState;
 use crate::error::Problem;
 use crate::extract::{PathOf, form_key, wait_until_shown};
+use crate::routes::pending_corrections::{PendingCorrection, waiting};
 use crate::routes::speakers::{
-    Reassignment, SpeakerDecision, SpeakerPath, Undoing, decisions, say_who, take_back,
+    Decided, Reassignment, SpeakerDecision, SpeakerPath, Undoing, decisions, say_who, take_back,
 };
 use crate::speakers::{self, SpeakerDetails};
 
 /// How many people are offered at once, besides the candidates.
 const OFFERED: i64 = 20;
+/// What is said of somebody of whom an earlier decision waits to be said.
+const SETTLES: &str = "settles a decision that waits";
 /// How many stretches of speech are named, to listen to.
 const STRETCHES: usize = 5;
 
@@ -205,28 +209,12 @@ fn parse_profile(text: &str) -> Result<Option<ProfileId>, Problem> {
     }
 }
 
-fn parse_reason(text: &str) -> Result<Reason, Problem> {
-    // A browser ends each line with two characters.
-    let text = text.replace("\r\n", "\n");
-    Ok(Reason::try_from(text.trim().to_owned())?)
-}
-
 /// Leads back to the speaker, once the tables show what was said.
 fn after(path: &SpeakerPath, accepted: &Accepted) -> Response {
     let SpeakerPath { id, speaker } = path;
     let unchanged = if accepted.events.is_empty() { "&unchanged=true" } else { "" };
     let position = accepted.position;
     Redirect::to(&format!("/meetings/{id}/speakers/{speaker}?shown={position}{unchanged}")).into_response()
-}
-
-/// Keeps those problems that are about what was said; they are shown with it.
-fn on_page(problem: Problem) -> Result<Problem, Problem> {
-    match problem.status() {
-        StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED | StatusCode::UNPROCESSABLE_ENTITY => {
-            Ok(problem)
-        }
-        _ => Err(problem),
-    }
 }
 
 /// What a page shows besides how it stands.
@@ -257,15 +245,17 @@ async fn render(
         let head = log::head(pool).await?;
         wait_until_shown(state, head).await?;
     }
-    let history = decisions(state, path.id, path.speaker).await?;
+    let decided = decisions(state, path.id, path.speaker).await?;
     let told = speakers::of_meeting(pool, path.id, true).await?;
     let all_ms = told.speakers.iter().map(|speaker| speaker.speech_ms).sum();
     let found = told.speakers.iter().enumerate().find(|(_, speaker)| speaker.id == path.speaker.as_uuid());
-    let Some((number, speaker)) = found else {
-        return Err(Problem::not_found("speaker_not_found", "the meeting has no such speaker"));
-    };
-    let names = queries::display_names(pool, &profiles_in(&history)).await?;
+    let names = queries::display_names(pool, &profiles_in(&decided.decisions)).await?;
     let names = Names(&names);
+    let visit = visit.returning_to(format!("/meetings/{}/speakers/{}", path.id, path.speaker));
+    let Some((number, speaker)) = found else {
+        return earlier(state, path, visit, &decided, &names).await;
+    };
+    let history = decided.decisions;
 
     let Shown { done, problem, expected: was, undoing, entered } = shown;
     let expected =
@@ -280,15 +270,18 @@ async fn render(
         Some(problem) => problem.status(),
         None => StatusCode::OK,
     };
-    let (choices, more) = choices(state, speaker, &entered).await?;
+    let waits = waiting(state, path.id, None, MOST_WAITING).await?;
+    let settles = |waits: &&PendingCorrection| {
+        waits.candidates.iter().any(|candidate| candidate.speaker_id == speaker.id)
+    };
+    let settled_by = waits.iter().filter(settles).map(|waits| waits.profile_id).collect::<Vec<_>>();
+    let (choices, more) = choices(state, speaker, &settled_by, &entered).await?;
     let latest = history.iter().rev().find(|decision| decision.decision == "reassigned");
     let meeting_short = show::short(path.id.as_uuid());
     let row = SpeakerRow::of(number, speaker, all_ms);
     let title = row.name.clone().unwrap_or_else(|| format!("Speaker {}", row.cluster_id));
     let speaker_page = SpeakerPage {
-        shell: visit
-            .returning_to(format!("/meetings/{}/speakers/{}", path.id, path.speaker))
-            .shell(title, "meetings"),
+        shell: visit.shell(title, "meetings"),
         meeting: path.id.to_string(),
         meeting_short,
         expected,
@@ -308,11 +301,58 @@ async fn render(
     Ok(page(status, &speaker_page))
 }
 
+#[derive(Template)]
+#[template(path = "earlier_speaker.html")]
+struct EarlierSpeakerPage {
+    shell: Shell,
+    meeting: String,
+    meeting_short: String,
+    name: String,
+    cluster_id: String,
+    attempt: u32,
+    /// For which speaker the decision about this one holds now: its id and label.
+    holds_for: Option<(String, String)>,
+    /// Whether the decision waits for a person.
+    waits: bool,
+    decisions: Vec<DecisionRow>,
+}
+
+/// Renders the page of a speaker whom a later diarization replaced: what was decided, and what became of it.
+async fn earlier(
+    state: &AppState,
+    path: &SpeakerPath,
+    visit: Visit,
+    decided: &Decided,
+    names: &Names<'_>,
+) -> Result<Response, Problem> {
+    let Decided { attempt, cluster_id, decisions } = decided;
+    let Meeting::Active(record) = state.book.bus.load_meeting(path.id).await?.0 else {
+        return Err(Problem::not_found("speaker_not_found", "the meeting has no such speaker"));
+    };
+    let correction = record.corrections.get(&path.speaker);
+    let holds_for = correction.and_then(|correction| correction.holds_for);
+    let holds_for = holds_for.and_then(|speaker| record.speakers.get(&speaker));
+    let named = decisions.iter().rev().find(|decision| decision.decision != "dismissed");
+    let earlier_page = EarlierSpeakerPage {
+        shell: visit.shell(format!("Earlier speaker {cluster_id}"), "meetings"),
+        meeting: path.id.to_string(),
+        meeting_short: show::short(path.id.as_uuid()),
+        name: capitalized(&names.of(named.and_then(|decision| decision.to))),
+        cluster_id: cluster_id.clone(),
+        attempt: *attempt,
+        holds_for: holds_for.map(|now| (now.id.to_string(), now.cluster_id.as_str().to_owned())),
+        waits: correction.is_some_and(|correction| correction.holds_for.is_none()),
+        decisions: decisions.iter().rev().map(|decision| DecisionRow::of(decision, names)).collect(),
+    };
+    Ok(page(StatusCode::OK, &earlier_page))
+}
+
 fn notice(done: &Done, history: &[SpeakerDecision], names: &Names<'_>) -> Option<String> {
     if done.unchanged {
         return Some("That is what was said already; nothing was changed.".to_owned());
     }
-    let decision = history.iter().find(|decision| decision.position == done.position)?;
+    // The position is that of the command's last event, which may be about something else.
+    let decision = history.iter().rev().find(|decision| decision.position <= done.position)?;
     Some(format!("Saved: it is {} from now on.", names.of(decision.to)))
 }
 
@@ -330,10 +370,11 @@ fn quicker(history: &[SpeakerDecision], names: &Names<'_>) -> String {
 }
 
 /// The names of those who are or were linked.
-struct Names<'a>(&'a BTreeMap<Uuid, String>);
+pub(super) struct Names<'a>(pub(super) &'a BTreeMap<Uuid, String>);
 
 impl Names<'_> {
-    fn of(&self, profile: Option<Uuid>) -> String {
+    /// Returns how somebody is called, if it is anybody.
+    pub(super) fn of(&self, profile: Option<Uuid>) -> String {
         match profile {
             None => "nobody known".to_owned(),
             Some(id) => self.0.get(&id).cloned().unwrap_or_else(|| "somebody forgotten since".to_owned()),
@@ -348,11 +389,12 @@ fn profiles_in(history: &[SpeakerDecision]) -> Vec<Uuid> {
     linked.chain(candidates.map(|candidate| candidate.profile_id.as_uuid())).collect()
 }
 
-/// Returns who may be chosen: whoever is chosen already, the candidates by voice, then people by name, as many
-/// as are offered; and whether there are more.
+/// Returns who may be chosen: whoever is chosen already, those of whom an earlier decision waits to be said, the
+/// candidates by voice, then people by name, as many as are offered; and whether there are more.
 async fn choices(
     state: &AppState,
     speaker: &SpeakerDetails,
+    settled_by: &[Option<Uuid>],
     entered: &Entered,
 ) -> Result<(Vec<Choice>, bool), Problem> {
     let pool = state.book.pool();
@@ -365,7 +407,10 @@ async fn choices(
         let hint = format!("sounds like it: {}", show::percent(candidate.score));
         (candidate.profile.id, name(&candidate.profile), hint)
     });
-    let candidates = candidates.collect::<Vec<_>>();
+    let waiting = settled_by.iter().flatten().copied().collect::<Vec<_>>();
+    let waiting = queries::display_names(pool, &waiting).await?.into_iter();
+    let waiting = waiting.map(|(id, name)| (id, name, SETTLES.to_owned()));
+    let candidates = waiting.chain(candidates).collect::<Vec<_>>();
     let chosen = entered.profile.parse::<Uuid>().ok();
     let kept = match chosen {
         Some(id) if !candidates.iter().any(|(other, _, _)| *other == id) => {
@@ -380,12 +425,16 @@ async fn choices(
     let mut offered: Vec<Choice> = vec![];
     for (id, name, hint) in all {
         let value = id.to_string();
-        if Some(id) != now && !offered.iter().any(|choice| choice.value == value) {
+        // What waits can be said also of whom it is true already.
+        let news = Some(id) != now || settled_by.contains(&Some(id));
+        if news && !offered.iter().any(|choice| choice.value == value) {
             offered.push(Choice { value, name, hint, chosen: chosen == Some(id) });
         }
     }
-    if now.is_some() {
-        let (name, hint) = ("Nobody known".to_owned(), "the name goes, the speaker stays".to_owned());
+    let settles = settled_by.contains(&None);
+    if now.is_some() || settles {
+        let hint = if settles { SETTLES } else { "the name goes, the speaker stays" };
+        let (name, hint) = ("Nobody known".to_owned(), hint.to_owned());
         let value = "nobody".to_owned();
         offered.push(Choice { chosen: entered.profile == value, value, name, hint });
     }
@@ -398,8 +447,7 @@ fn stretches(speaker: &SpeakerDetails) -> Vec<(String, String)> {
     longest.sort_by_key(|segment| std::cmp::Reverse(segment.duration_ms));
     longest.truncate(STRETCHES);
     longest.sort_by_key(|segment| segment.start_ms);
-    let words = |ms: u32| show::length(u64::from(ms).div_ceil(1000));
-    longest.iter().map(|s| (show::clock(u64::from(s.start_ms) / 1000), words(s.duration_ms))).collect()
+    longest.iter().map(|s| (show::clock(u64::from(s.start_ms) / 1000), show::speech(s.duration_ms))).collect()
 }
 
 /// A decision, as the history shows it.
@@ -410,10 +458,19 @@ struct DecisionRow {
     actor: String,
     by_person: bool,
     what: String,
+    /// Who it was before.
     from: Option<String>,
+    carried: Option<CarriedRow>,
     reason: Option<String>,
     confidence: Option<String>,
     evidence: Option<EvidenceRow>,
+}
+
+/// From where a decision was carried over.
+struct CarriedRow {
+    speaker: String,
+    attempt: u32,
+    overlap: String,
 }
 
 struct EvidenceRow {
@@ -426,22 +483,36 @@ struct EvidenceRow {
 impl DecisionRow {
     fn of(decision: &SpeakerDecision, names: &Names<'_>) -> Self {
         let reassigned = decision.decision == "reassigned";
+        let to = names.of(decision.to);
         let what = match decision.decision {
             "not_identified" => "Nobody known".to_owned(),
-            _ => capitalized(&names.of(decision.to)),
+            "not_carried" => format!("Left open which speaker of a new diarization is {to}"),
+            "dismissed" => "Dismissed: the decision is about nobody by now".to_owned(),
+            _ => capitalized(&to),
         };
+        let by_person = (reassigned && decision.carried_from.is_none()) || decision.decision == "dismissed";
         let kind = decision.actor_kind.as_deref().unwrap_or("system");
         let actor = decision.actor.as_deref().unwrap_or("unknown");
-        let actor = if reassigned { actor.to_owned() } else { format!("by voice, for {kind} {actor}") };
+        let actor = match decision.decision {
+            _ if by_person => actor.to_owned(),
+            "reassigned" => format!("carried over for {kind} {actor}"),
+            "not_carried" => format!("speech in common leaves doubt, for {kind} {actor}"),
+            _ => format!("by voice, for {kind} {actor}"),
+        };
         let confidence = decision.confidence.map(show::percent);
         Self {
             position: show::number(decision.position),
             before: decision.position - 1,
             at: show::precise(decision.recorded_at),
             actor,
-            by_person: reassigned,
+            by_person,
             what,
             from: reassigned.then(|| names.of(decision.from)),
+            carried: decision.carried_from.map(|from| CarriedRow {
+                speaker: from.speaker_id.to_string(),
+                attempt: from.attempt,
+                overlap: show::speech(from.overlap_ms),
+            }),
             reason: decision.reason.clone(),
             confidence: if reassigned {
                 confidence.map(|sure| format!("the machine had been {sure} sure"))

@@ -10,6 +10,7 @@ use domain::ids::{MeetingId, SpeakerId};
 use domain::meeting::carry_over::Overlap;
 use domain::meeting::{Correction, Meeting, MeetingCommand, MeetingError, Record};
 use domain::text::Reason;
+use event_store::command_bus::{Accepted, Context};
 use projections::queries;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -30,48 +31,48 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 /// A decision that waits for a person.
 #[derive(Debug, Serialize, ToSchema)]
-struct PendingCorrection {
+pub(crate) struct PendingCorrection {
     /// The speaker about whom it was decided, of an earlier diarization; its history has the decision.
     #[schema(example = "6a1f4d43-6b8e-5b0c-9a3c-1f6f3f0e6c11")]
-    speaker_id: Uuid,
+    pub(crate) speaker_id: Uuid,
     /// The attempt that made that diarization.
     #[schema(example = 1)]
-    attempt: u32,
+    pub(crate) attempt: u32,
     /// Who the speaker is by the person's word; null for nobody known.
     #[schema(example = "018f0000-0000-7000-8000-000000000001")]
-    profile_id: Option<Uuid>,
+    pub(crate) profile_id: Option<Uuid>,
     /// Why.
     #[schema(example = "I was there")]
-    reason: String,
+    pub(crate) reason: String,
     /// The place in the log of the decision; null while the tables do not show it.
     #[schema(example = 42)]
-    position: Option<i64>,
+    pub(crate) position: Option<i64>,
     /// When it was recorded.
     #[schema(example = "2026-11-24T09:00:00Z")]
-    recorded_at: Option<DateTime<Utc>>,
+    pub(crate) recorded_at: Option<DateTime<Utc>>,
     /// Who decided.
     #[schema(example = "reviewer-7")]
-    actor: Option<String>,
+    pub(crate) actor: Option<String>,
     /// Whom it may be about now: the speakers with speech in common, first the one with the most, at most ten.
     /// To say of one of them that it is this person settles the decision.
-    candidates: Vec<CandidateSpeaker>,
+    pub(crate) candidates: Vec<CandidateSpeaker>,
 }
 
 /// A speaker whom a decision may be about.
 #[derive(Debug, Serialize, ToSchema)]
-struct CandidateSpeaker {
+pub(crate) struct CandidateSpeaker {
     /// The speaker.
     #[schema(example = "0d3f4d43-6b8e-5b0c-9a3c-1f6f3f0e6c11")]
-    speaker_id: Uuid,
+    pub(crate) speaker_id: Uuid,
     /// Its label in the diarization.
     #[schema(example = "spk00")]
-    cluster_id: Option<String>,
+    pub(crate) cluster_id: Option<String>,
     /// Who it is today, where that is known.
     #[schema(example = "018f0000-0000-7000-8000-000000000002")]
-    profile_id: Option<Uuid>,
+    pub(crate) profile_id: Option<Uuid>,
     /// For how many milliseconds both speak at once.
     #[schema(example = 8460)]
-    overlap_ms: u32,
+    pub(crate) overlap_ms: u32,
 }
 
 /// Which of them to list.
@@ -102,17 +103,28 @@ async fn list(
     QueryOf(query): QueryOf<PendingQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<PendingCorrection>>, Problem> {
+    let limit = query.limit.get();
+    let after = query.cursor.map(|cursor| SpeakerId::from(cursor.0));
+    let rows = waiting(&state, id, after, limit.saturating_add(1).try_into().unwrap_or(usize::MAX)).await?;
+    Ok(Json(Page::of(rows, limit, |row: &PendingCorrection| Cursor(row.speaker_id).to_string())))
+}
+
+/// Returns the decisions that wait, in order of speaker, after `after`, at most `most`.
+pub(crate) async fn waiting(
+    state: &AppState,
+    id: MeetingId,
+    after: Option<SpeakerId>,
+    most: usize,
+) -> Result<Vec<PendingCorrection>, Problem> {
     let record = match state.book.bus.load_meeting(id).await?.0 {
         Meeting::Active(record) => record,
         Meeting::Erased { .. } => return Err(MeetingError::Erased.into()),
         Meeting::Unregistered => return Err(MeetingError::NotFound.into()),
     };
-    let limit = query.limit.get();
-    let after = query.cursor.map(|cursor| SpeakerId::from(cursor.0));
     let pending: Vec<(SpeakerId, &Correction)> = record
         .pending_corrections()
         .filter(|(speaker, _)| after.is_none_or(|after| *speaker > after))
-        .take(usize::from(u16::try_from(limit).unwrap_or(u16::MAX)) + 1)
+        .take(most)
         .collect();
     let ids: Vec<Uuid> = pending.iter().map(|(speaker, _)| speaker.as_uuid()).collect();
     let decisions = queries::latest_reassignments(state.book.pool(), id.as_uuid(), &ids).await?;
@@ -131,8 +143,7 @@ async fn list(
             candidates: correction.candidates.iter().map(|candidate| shown(&record, candidate)).collect(),
         }
     };
-    let rows = pending.into_iter().map(view).collect();
-    Ok(Json(Page::of(rows, limit, |row: &PendingCorrection| Cursor(row.speaker_id).to_string())))
+    Ok(pending.into_iter().map(view).collect())
 }
 
 fn shown(record: &Record, candidate: &Overlap) -> CandidateSpeaker {
@@ -148,17 +159,17 @@ fn shown(record: &Record, candidate: &Overlap) -> CandidateSpeaker {
 /// Why a decision is about nobody by now.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Dismissal {
+pub(crate) struct Dismissal {
     /// Why.
     #[schema(value_type = String, min_length = 1, max_length = 1000, example = "that was noise")]
-    reason: Reason,
+    pub(crate) reason: Reason,
 }
 
 /// The path of a decision that waits.
 #[derive(Debug, Deserialize)]
-struct PendingPath {
-    id: MeetingId,
-    speaker: SpeakerId,
+pub(crate) struct PendingPath {
+    pub(crate) id: MeetingId,
+    pub(crate) speaker: SpeakerId,
 }
 
 /// Say that a decision which waits is about nobody by now
@@ -172,10 +183,20 @@ struct PendingPath {
         CommandProblems))]
 async fn dismiss(
     State(state): State<AppState>,
-    PathOf(PendingPath { id, speaker }): PathOf<PendingPath>,
+    PathOf(path): PathOf<PendingPath>,
     Command { body, context }: Command<Dismissal>,
 ) -> Result<CommandAnswer, Problem> {
-    check_person(&context)?;
-    let command = MeetingCommand::DismissCorrection { speaker_id: speaker, reason: body.reason };
-    CommandAnswer::new(state.book.bus.meeting(id, command, &context).await?)
+    CommandAnswer::new(set_aside(&state, &path, body, &context).await?)
+}
+
+/// Says that a decision which waits is about nobody by now.
+pub(crate) async fn set_aside(
+    state: &AppState,
+    path: &PendingPath,
+    body: Dismissal,
+    context: &Context,
+) -> Result<Accepted, Problem> {
+    check_person(context)?;
+    let command = MeetingCommand::DismissCorrection { speaker_id: path.speaker, reason: body.reason };
+    Ok(state.book.bus.meeting(path.id, command, context).await?)
 }

@@ -266,18 +266,28 @@ async fn history(
     _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<SpeakerHistory>, Problem> {
-    let decisions = decisions(&state, id, speaker).await?;
+    let Decided { decisions, .. } = decisions(&state, id, speaker).await?;
     Ok(Json(SpeakerHistory { decisions }))
 }
 
-/// Returns the decisions about a speaker, in order, the latest [`MOST_DECISIONS`].
+/// A speaker of any diarization, and what was decided about it.
+pub(crate) struct Decided {
+    /// The attempt that made the diarization.
+    pub(crate) attempt: u32,
+    /// The label in it.
+    pub(crate) cluster_id: String,
+    /// The decisions in order, the latest [`MOST_DECISIONS`].
+    pub(crate) decisions: Vec<SpeakerDecision>,
+}
+
+/// Returns the decisions about a speaker.
 pub(crate) async fn decisions(
     state: &AppState,
     id: MeetingId,
     speaker: SpeakerId,
-) -> Result<Vec<SpeakerDecision>, Problem> {
+) -> Result<Decided, Problem> {
     check_meeting(state, id).await?;
-    let (mut decisions, mut known) = (vec![], false);
+    let (mut decisions, mut known) = (vec![], None);
     let mut after = 0;
     loop {
         let (events, more) =
@@ -287,11 +297,13 @@ pub(crate) async fn decisions(
             let Event::Meeting(_, event) = recorded.event else { continue };
             if let MeetingEvent::SpeakersDiarized { attempt, clusters } = &event {
                 let is_this = |cluster: &Cluster| id.speaker(*attempt, &cluster.cluster_id) == speaker;
-                known |= clusters.clusters().iter().any(is_this);
+                let cluster = clusters.clusters().iter().find(|cluster| is_this(cluster));
+                let found = cluster.map(|cluster| (*attempt, cluster.cluster_id.as_str().to_owned()));
+                known = found.or(known);
             }
             if let MeetingEvent::MeetingErased { .. } = event {
                 // What was before is nobody's to read.
-                (decisions, known) = (vec![], false);
+                (decisions, known) = (vec![], None);
             }
             if let Some(decision) = decision_about(speaker, &event) {
                 decisions.push(of(stored, decision));
@@ -302,12 +314,12 @@ pub(crate) async fn decisions(
             Some(_) | None => break,
         }
     }
-    if !known {
+    let Some((attempt, cluster_id)) = known else {
         return Err(MeetingError::UnknownSpeaker.into());
-    }
+    };
     let surplus = decisions.len().saturating_sub(MOST_DECISIONS);
     decisions.drain(..surplus);
-    Ok(decisions)
+    Ok(Decided { attempt, cluster_id, decisions })
 }
 
 async fn check_meeting(state: &AppState, id: MeetingId) -> Result<(), Problem> {
