@@ -163,6 +163,19 @@ impl CommandBus {
         result
     }
 
+    /// Returns the first answer to a command to a meeting that was accepted under the same key before, if it was.
+    /// For whoever looks at anything else before handing a command over: the world may have moved on.
+    pub async fn first_answer(
+        &self,
+        context: &Context,
+    ) -> Result<Option<Accepted>, CommandError<domain::meeting::MeetingError>> {
+        let Some(key) = &context.key else { return Ok(None) };
+        match known_command(&self.pool, key.command_id).await? {
+            Some((id, place, hmac)) => repeated(&self.pool, id, place, &hmac, context).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Loads a meeting afresh: its state and its version.
     pub async fn load_meeting(
         &self,

@@ -31,7 +31,7 @@ pub(super) struct ShowQuery {
     /// As it stood then.
     as_of: Option<AsOf>,
     /// The position of a command whose effect must be seen.
-    shown: Option<u32>,
+    shown: Option<i64>,
     /// Whether that command dismissed a decision that waited.
     #[serde(default)]
     dismissed: bool,
@@ -201,7 +201,7 @@ pub(super) async fn show(
 ) -> Result<Response, Problem> {
     let ShowQuery { as_of, shown, dismissed } = filter(&uri)?;
     if let Some(position) = shown {
-        wait_until_shown(&state, position.into()).await?;
+        wait_until_shown(&state, position).await?;
     }
     render(&state, id, visit, Shown { as_of, dismissed, refused: None }).await
 }

@@ -82,7 +82,7 @@ struct Choice {
 #[serde(deny_unknown_fields)]
 pub(super) struct ShowQuery {
     /// The position of a command whose effect must be seen.
-    shown: Option<u32>,
+    shown: Option<i64>,
     /// Whether that command had no effect.
     #[serde(default)]
     unchanged: bool,
@@ -97,9 +97,9 @@ pub(super) async fn show(
 ) -> Result<Response, Problem> {
     let ShowQuery { shown, unchanged } = filter(&uri)?;
     if let Some(position) = shown {
-        wait_until_shown(&state, position.into()).await?;
+        wait_until_shown(&state, position).await?;
     }
-    let done = shown.map(|position| Done { position: position.into(), unchanged });
+    let done = shown.map(|position| Done { position, unchanged });
     render(&state, &path, visit, Shown { done, ..Shown::default() }).await
 }
 

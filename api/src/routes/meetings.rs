@@ -271,6 +271,10 @@ async fn speakers(
     for voice in clusters.clusters().iter().filter_map(|cluster| cluster.voice.as_ref()) {
         models.check(voice)?;
     }
+    // Once accepted it has its answer, however the voices are by now.
+    if let Some(accepted) = state.book.bus.first_answer(&context).await? {
+        return CommandAnswer::new(accepted);
+    }
     let deadline = Instant::now() + state.config.position_timeout;
     let (clusters, matched) = state.matching.name(state.book.pool(), deadline, clusters).await?;
     let record = MeetingCommand::RecordSpeakers { clusters, decisions: vec![], matched };

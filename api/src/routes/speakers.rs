@@ -135,6 +135,10 @@ pub(crate) async fn say_who(
     context: &Context,
 ) -> Result<Accepted, Problem> {
     check_person(context)?;
+    // Once accepted it has its answer, whoever is known and speaks by now.
+    if let Some(accepted) = state.book.bus.first_answer(context).await? {
+        return Ok(accepted);
+    }
     check_speaker(state, id, speaker).await?;
     let Reassignment { profile_id, reason, expected_profile_id } = body;
     if let Some(profile) = profile_id {

@@ -296,6 +296,7 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
             record.speech.retain(|id, _| record.speakers.contains_key(id));
             for correction in record.corrections.values_mut() {
                 correction.holds_for = correction.holds_for.filter(|id| record.speakers.contains_key(id));
+                correction.candidates.retain(|candidate| record.speakers.contains_key(&candidate.speaker_id));
             }
         }
         MeetingEvent::MeetingFailed { stage, reason, .. } => {
