@@ -158,7 +158,7 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_SWEEP_INTERVAL", default_value = "300", value_parser = seconds, value_name = "SECONDS")]
     pub sweep_interval: Duration,
 
-    /// The most clients that follow /v1/changes at a time; one more is answered 429
+    /// The most clients that follow /v1/changes or fetch the audit as CSV at a time; one more is answered 429
     #[arg(long, env = "MINUTEBOOK_MAX_FOLLOWERS", default_value_t = 256, value_name = "N")]
     pub max_followers: usize,
 

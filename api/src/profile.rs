@@ -9,6 +9,7 @@ use domain::ids::{ProfileId, SampleId};
 use domain::profile::{DisplayName, MAX_SAMPLES, ProfileCommand};
 use domain::voice::{ModelId, SampleSource, Vector, Voice, VoiceModels};
 use event_store::command_bus::Context;
+use event_store::log;
 use serde::{Deserialize, Serialize};
 use tokio::fs::File;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -155,6 +156,10 @@ impl Import<'_> {
         // All of them are good before the first one is enrolled.
         let voices = voices.collect::<Result<Vec<_>, domain::ValueError>>()?;
         let mut commands = vec![ProfileCommand::Create { profile_id: id, display_name: name, at: now() }];
+        // Whoever has taken a sample away did so for a reason that this file does not know.
+        let pool = self.book.pool();
+        let curated = log::has_event(pool, "profile", id.as_uuid(), "VoiceRemoved").await?;
+        let voices = if curated { vec![] } else { voices };
         commands.extend(voices.into_iter().map(|(sample_id, voice, source)| ProfileCommand::EnrolVoice {
             sample_id,
             voice,

@@ -118,8 +118,10 @@ pub async fn of_profile(
         rest.drain(..done);
         if diarizations.read.iter().any(|meeting| !meeting.unnamed.is_empty()) {
             let find = move |index: &VoiceIndex, policies: &[Policy]| {
-                let find = |meeting: &Diarized| meeting.find(profile, index, policies);
-                diarizations.read.iter().flat_map(find).collect::<Vec<_>>()
+                // Most meetings have nobody who sounds like this person, which costs little to find out.
+                let alone = index.of_profile(profile);
+                let meetings = diarizations.read.iter().filter(|meeting| meeting.may_have(&alone, policies));
+                meetings.flat_map(|meeting| meeting.find(profile, index, policies)).collect::<Vec<_>>()
             };
             let deadline = Instant::now() + state.config.position_timeout;
             proposals.extend(state.matching.compare(state.book.pool(), deadline, find).await?);
@@ -189,6 +191,15 @@ impl SpokenCluster {
 }
 
 impl Diarized {
+    /// Says whether somebody who is nobody known sounds like whoever is in `alone`.
+    fn may_have(&self, alone: &VoiceIndex, policies: &[Policy]) -> bool {
+        let voices = self.clusters.iter().map(SpokenCluster::as_voice).collect::<Vec<_>>();
+        match_meeting(alone, policies, &voices).iter().any(|(cluster_id, decision)| {
+            let is_candidate = !decision.evidence().candidates.is_empty();
+            is_candidate && self.unnamed.contains(&self.id.speaker(self.attempt, cluster_id))
+        })
+    }
+
     fn find(&self, profile: ProfileId, index: &VoiceIndex, policies: &[Policy]) -> Vec<Proposal> {
         let voices = self.clusters.iter().map(SpokenCluster::as_voice).collect::<Vec<_>>();
         let decisions = match_meeting(index, policies, &voices);

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use domain::event::{DecodeError, Event};
 use domain::ids::LogSecret;
 use domain::meeting::MeetingEvent;
+use domain::profile::ProfileEvent;
 use futures::TryStreamExt;
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
@@ -15,6 +16,16 @@ use sqlx::{Connection, PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use crate::Identity;
+
+/// What [`entry`] decodes, of `log.events` alone. The metadata is most of what is stored of an event, and is read
+/// for those events only of whom the fold needs it: who it was that said so.
+macro_rules! columns {
+    () => {
+        "position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
+         payload::text AS payload,
+         CASE WHEN event_type IN ('SpeakerReassigned', 'VoiceEnrolled') THEN metadata::text END AS metadata"
+    };
+}
 
 /// An event and its place in the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +38,7 @@ pub struct Recorded {
     pub sequence: i64,
     /// What happened.
     pub event: Event,
-    /// Who made it happen; read only where somebody's word is what happened, for only there it is shown.
+    /// Who made it happen; read only of a reassignment and of a voice's sample, for only there it is shown.
     pub provenance: Option<Provenance>,
 }
 
@@ -194,7 +205,11 @@ impl StoredEvent {
             &self.payload,
         )
         .map_err(|source| LogError::Decode { position: self.position, source })?;
-        let somebodys_word = matches!(event, Event::Meeting(_, MeetingEvent::SpeakerReassigned { .. }));
+        let somebodys_word = matches!(
+            event,
+            Event::Meeting(_, MeetingEvent::SpeakerReassigned { .. })
+                | Event::Profile(_, ProfileEvent::VoiceEnrolled { .. })
+        );
         Ok(Recorded {
             position: self.position,
             recorded_at: self.recorded_at,
@@ -261,12 +276,12 @@ async fn read_into(
     events: &mut Vec<Entry>,
 ) -> Result<(), LogError> {
     let failed = |source| LogError::Database { after, source };
-    let mut rows = sqlx::query(
-        "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
-                payload::text AS payload,
-                CASE WHEN event_type = 'SpeakerReassigned' THEN metadata::text END AS metadata
+    let mut rows = sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        "
            FROM log.events WHERE position > $1 ORDER BY position LIMIT $2",
-    )
+    ))
     .bind(after)
     .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
     .fetch(pool);
@@ -299,15 +314,15 @@ pub async fn read_aggregates(
     limits: BatchLimits,
 ) -> Result<Vec<Entry>, LogError> {
     let failed = |source| LogError::Database { after: 0, source };
-    let mut rows = sqlx::query(
-        "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
-                payload::text AS payload,
-                CASE WHEN event_type = 'SpeakerReassigned' THEN metadata::text END AS metadata
+    let mut rows = sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        "
            FROM log.events
           WHERE aggregate_type = $1 AND (aggregate_id, sequence) > ($2, $3) AND aggregate_id < $4
             AND position <= $5
           ORDER BY aggregate_id, sequence LIMIT $6",
-    )
+    ))
     .bind(aggregate_type)
     .bind(&after.0)
     .bind(after.1)
@@ -338,13 +353,13 @@ pub async fn read_type(
     limits: BatchLimits,
 ) -> Result<(Vec<Entry>, bool), LogError> {
     let failed = |source| LogError::Database { after, source };
-    let mut rows = sqlx::query(
-        "SELECT position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
-                payload::text AS payload,
-                CASE WHEN event_type = 'SpeakerReassigned' THEN metadata::text END AS metadata
+    let mut rows = sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        "
            FROM log.events WHERE position > $1 AND position <= $2 AND aggregate_type = $3
           ORDER BY position LIMIT $4",
-    )
+    ))
     .bind(after)
     .bind(until)
     .bind(aggregate_type)
@@ -364,8 +379,8 @@ pub async fn read_type(
 }
 
 /// Reads and decodes the latest event of a type of each of these aggregates that has one, in order of their ids;
-/// what an operator has skipped is passed over. At most as many bytes of payload as `limits` says, and the one
-/// event that passes it; says whether these are all.
+/// what an operator has skipped is passed over. At most so many `bytes` of payload, and the one event that
+/// passes it; says whether these are all.
 pub async fn latest_of_type(
     pool: &PgPool,
     aggregate_type: &str,
@@ -373,10 +388,10 @@ pub async fn latest_of_type(
     event_type: &str,
     bytes: usize,
 ) -> Result<(Vec<Entry>, bool), sqlx::Error> {
-    let mut rows = sqlx::query(
-        "SELECT e.position, e.recorded_at, e.sequence, e.aggregate_type, e.aggregate_id, e.event_type,
-                e.event_version, e.payload::text AS payload,
-                CASE WHEN e.event_type = 'SpeakerReassigned' THEN e.metadata::text END AS metadata
+    let mut rows = sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        "
            FROM unnest($2::text[]) AS wanted (id)
           CROSS JOIN LATERAL (
                 SELECT l.* FROM log.events l
@@ -385,7 +400,7 @@ pub async fn latest_of_type(
                                     WHERE d.position = l.position AND d.outcome = 'skipped')
                  ORDER BY l.sequence DESC LIMIT 1) e
           ORDER BY e.aggregate_id",
-    )
+    ))
     .bind(aggregate_type)
     .bind(aggregate_ids)
     .bind(event_type)

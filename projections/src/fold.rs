@@ -93,7 +93,7 @@ impl Rows {
 pub fn fold(rows: &mut Rows, recorded: &Recorded) {
     match (rows, &recorded.event) {
         (Rows::Meeting(rows), Event::Meeting(id, event)) => fold_meeting(rows, *id, event, recorded),
-        (Rows::Profile(rows), Event::Profile(id, event)) => fold_profile(rows, *id, event),
+        (Rows::Profile(rows), Event::Profile(id, event)) => fold_profile(rows, *id, event, recorded),
         (Rows::Meeting(_), Event::Profile(..)) | (Rows::Profile(_), Event::Meeting(..)) => {
             debug_assert!(false, "rows and event are of one aggregate");
         }
@@ -356,7 +356,7 @@ fn cache_result(rows: &mut MeetingRows, id: MeetingId, recorded: &Recorded) {
     rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry });
 }
 
-fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent) {
+fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent, recorded: &Recorded) {
     match event {
         ProfileEvent::ProfileCreated { display_name, created_at, .. } => {
             rows.profile = Some(UserProfileRow {
@@ -373,6 +373,7 @@ fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent) {
         }
         ProfileEvent::VoiceEnrolled { sample_id, voice, source, enrolled_at } => {
             if let Some(profile) = &mut rows.profile {
+                let Provenance { actor, actor_kind, .. } = recorded.provenance.clone().unwrap_or_default();
                 profile.embeddings.retain(|sample| sample.sample_id != sample_id.as_uuid());
                 profile.embeddings.push(Embedding {
                     sample_id: sample_id.as_uuid(),
@@ -380,6 +381,8 @@ fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent) {
                     dimension: voice.vector.as_slice().len(),
                     vector: voice.vector.as_slice().to_vec(),
                     source: source.as_ref().map(|source| source.as_str().to_owned()),
+                    actor,
+                    actor_kind,
                     enrolled_at: *enrolled_at,
                 });
             }

@@ -443,6 +443,12 @@ pub struct VoiceSample {
     pub dimension: usize,
     /// Where it came from.
     pub source: Option<String>,
+    /// Who enrolled it: an opaque id.
+    #[schema(example = "pipeline-1")]
+    pub actor: Option<String>,
+    /// `person`, `service` or `system`.
+    #[schema(example = "service")]
+    pub actor_kind: Option<String>,
     /// When it was enrolled.
     #[schema(example = "2026-11-24T09:00:00Z")]
     pub enrolled_at: DateTime<Utc>,
@@ -452,8 +458,9 @@ pub struct VoiceSample {
 pub async fn voice_samples(pool: &PgPool, id: Uuid) -> Result<Option<Vec<VoiceSample>>, sqlx::Error> {
     let mut rows = read_twice!(pool, connection => user_profiles::load(&mut connection, &[id]))?;
     let sample = |embedding: Embedding| {
-        let Embedding { sample_id, model, dimension, source, enrolled_at, .. } = embedding;
-        VoiceSample { sample_id, model, dimension, source, enrolled_at }
+        let Embedding { sample_id, model, dimension, source, actor, actor_kind, enrolled_at, vector: _ } =
+            embedding;
+        VoiceSample { sample_id, model, dimension, source, actor, actor_kind, enrolled_at }
     };
     Ok(rows.pop().map(|row| row.embeddings.into_iter().map(sample).collect()))
 }

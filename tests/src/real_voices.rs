@@ -214,7 +214,7 @@ impl Cast {
                     from: to,
                     to: heard.named,
                     reason,
-                    previous_by: to.map(|_| "person".to_owned()),
+                    previous_by: Some("person".to_owned()),
                 });
             }
         }

@@ -385,7 +385,14 @@ fn reassign(
     if expected.is_some_and(|expected| expected != from) {
         return Err(MeetingError::SpeakerChanged);
     }
-    let mut events = vec![reassigned(speaker_id, speaker.link, to, reason, None)];
+    let mut word = reassigned(speaker_id, speaker.link, to, reason, None);
+    if let MeetingEvent::SpeakerReassigned { previous_by: previous_by @ None, .. } = &mut word
+        && record.reassigned_from.contains_key(&speaker_id)
+    {
+        // That it is nobody known was somebody's word too.
+        *previous_by = Some(LinkedBy::Person);
+    }
+    let mut events = vec![word];
     events.extend(outdated_by(record, &events));
     Ok(events)
 }

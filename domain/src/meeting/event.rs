@@ -77,7 +77,7 @@ pub enum MeetingEvent {
         /// How sure the machine was of the link until now, if it was a machine's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         previous_confidence: Option<Confidence>,
-        /// Who had made the link until now, if there was one.
+        /// Who had made the link until now, or had said that it is nobody known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         previous_by: Option<LinkedBy>,
         /// Of what decision this is the continuation: a new diarization found the speaker about whom a person

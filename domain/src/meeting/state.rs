@@ -60,6 +60,9 @@ pub struct Record {
     /// What people decided and nobody has settled otherwise since, by the speaker about whom they decided, be
     /// it one of an earlier diarization.
     pub corrections: BTreeMap<SpeakerId, Correction>,
+    /// Those of an earlier diarization that a word about one of the latest one's speakers has settled, each with
+    /// that speaker: taken back, it settles nothing.
+    pub settled: BTreeMap<SpeakerId, (SpeakerId, Correction)>,
     /// The latest artifact of each type.
     pub artifacts: BTreeMap<ArtifactType, Artifact>,
     /// Which of them are older than a speaker's name.
@@ -208,6 +211,7 @@ fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
         decided: BTreeMap::new(),
         reassigned_from: BTreeMap::new(),
         corrections: BTreeMap::new(),
+        settled: BTreeMap::new(),
         artifacts: BTreeMap::new(),
         outdated: BTreeSet::new(),
         cached: BTreeMap::new(),
@@ -234,6 +238,7 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
             record.speech = speech_of(record.id, *attempt, clusters);
             record.decided.clear();
             record.reassigned_from.clear();
+            record.settled.clear();
             // What becomes of each is told by the events that follow.
             for correction in record.corrections.values_mut() {
                 correction.holds_for = None;
@@ -322,11 +327,20 @@ fn speech_of(meeting: MeetingId, attempt: u32, clusters: &Diarization) -> BTreeM
 }
 
 /// A person's word about a speaker takes the place of what was carried over to it, and settles what waited for
-/// just this word.
+/// just this word; what another word about that speaker had settled waits again.
 fn correct(record: &mut Record, speaker_id: SpeakerId, to: Option<ProfileId>, reason: &Reason) {
-    record.corrections.retain(|_, correction| {
-        correction.holds_for != Some(speaker_id) && !correction.is_settled_by(speaker_id, to)
-    });
+    let (reopened, settled) = std::mem::take(&mut record.settled)
+        .into_iter()
+        .partition::<BTreeMap<_, _>, _>(|(_, (by, correction))| *by == speaker_id && correction.to != to);
+    record.settled = settled;
+    for (decided_about, correction) in std::mem::take(&mut record.corrections) {
+        if correction.is_settled_by(speaker_id, to) {
+            record.settled.insert(decided_about, (speaker_id, correction));
+        } else if correction.holds_for != Some(speaker_id) {
+            record.corrections.insert(decided_about, correction);
+        }
+    }
+    record.corrections.extend(reopened.into_iter().map(|(about, (_, correction))| (about, correction)));
     if let (Some((attempt, _)), Some(speech)) = (&record.diarized, record.speech.get(&speaker_id)) {
         let correction = Correction {
             attempt: *attempt,

@@ -62,6 +62,13 @@ impl VoiceIndex {
         });
     }
 
+    /// Returns an index of this profile's voices alone.
+    pub fn of_profile(&self, profile_id: ProfileId) -> Self {
+        let only =
+            |(model, voices): (&ModelId, &ModelVoices)| Some((model.clone(), voices.only(profile_id)?));
+        Self { models: self.models.iter().filter_map(only).collect() }
+    }
+
     /// Returns the voices of `model`, if there are any.
     pub(super) fn voices(&self, model: &ModelId) -> Option<&ModelVoices> {
         self.models.get(model)
@@ -115,6 +122,20 @@ pub(super) struct Similarity {
 impl ModelVoices {
     const fn empty(dimension: usize) -> Self {
         Self { dimension, shelves: BTreeMap::new(), places: BTreeMap::new() }
+    }
+
+    fn only(&self, profile_id: ProfileId) -> Option<Self> {
+        let (count, place) = *self.places.get(&profile_id)?;
+        let shelf = self.shelves.get(&count)?;
+        let of_each = |width: usize| place * width..(place + 1) * width;
+        let shelf = Shelf {
+            profiles: vec![*shelf.profiles.get(place)?],
+            samples: shelf.samples.get(of_each(count))?.to_vec(),
+            vectors: shelf.vectors.get(of_each(count * self.dimension))?.to_vec(),
+        };
+        let (shelves, places) =
+            (BTreeMap::from([(count, shelf)]), BTreeMap::from([(profile_id, (count, 0))]));
+        Some(Self { dimension: self.dimension, shelves, places })
     }
 
     /// Returns how many numbers each vector has.

@@ -231,6 +231,9 @@ fn what_waits_is_settled_by_the_very_word_or_dismissed_and_outlives_further_atte
     // Another word about a candidate does not settle it, and neither does anything about anybody else.
     assert_eq!(pending(&then(waiting.clone(), [reassign(x, Some(2)), undo(x)])), 1);
     assert_eq!(pending(&then(waiting.clone(), [reassign(x, Some(1))])), 0);
+    // A word taken back settles nothing, and said once more it does.
+    assert_eq!(pending(&then(waiting.clone(), [reassign(x, Some(1)), undo(x)])), 1);
+    assert_eq!(pending(&then(waiting.clone(), [reassign(x, Some(1)), undo(x), undo(x)])), 0);
     assert_eq!(pending(&then(waiting.clone(), [reassign(y, Some(2)), reassign(y, Some(1))])), 0);
     let dismissed =
         MeetingEvent::CorrectionDismissed { speaker_id: a, reason: parsed("it was said of noise") };

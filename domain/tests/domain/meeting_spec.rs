@@ -602,7 +602,7 @@ fn a_reassignment_tells_what_was_held_until_then() {
     let steps = [
         reassigned(Some(1), Some(2), sure, Some(LinkedBy::Machine)),
         reassigned(Some(2), None, None, Some(LinkedBy::Person)),
-        reassigned(None, Some(1), None, None),
+        reassigned(None, Some(1), None, Some(LinkedBy::Person)),
     ];
     let commands = [Some(2), None, Some(1)].map(|to| reassign(a, to));
     for history in [vec![], vec![complete()], vec![fail("no GPU")]] {

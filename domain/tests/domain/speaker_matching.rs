@@ -383,6 +383,16 @@ proptest! {
     }
 
     #[test]
+    fn one_profile_alone_is_as_if_nobody_else_were_known(kept in samples()) {
+        let known = index_of(&kept);
+        for profile in 0..9 {
+            let alone = kept.iter().filter(|((other, _), _)| *other == profile);
+            let alone = alone.map(|(key, numbers)| (*key, numbers.clone())).collect();
+            prop_assert_eq!(known.of_profile(id(profile)), index_of(&alone));
+        }
+    }
+
+    #[test]
     fn what_was_removed_was_never_there(
         kept in samples(),
         steps in vec((1..9_u128, 1..6_u128, numbers(), any::<bool>()), 0..20),

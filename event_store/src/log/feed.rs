@@ -50,7 +50,7 @@ pub async fn read(
         ($previous:expr, $only:literal) => {
             concat!(
                 "SELECT e.position, e.recorded_at, e.sequence, e.aggregate_type, e.aggregate_id, e.event_type,
-                        e.event_version, e.payload::text AS payload,
+                        e.event_version, e.payload::text AS payload, NULL::text AS metadata,
                         e.metadata ->> 'correlation_id' AS correlation_id, ",
                 $previous,
                 " AS previous FROM log.events e WHERE e.position > $1 AND e.position <= $2 ",
@@ -99,8 +99,8 @@ pub async fn read(
         let (entry, size) = entry(&row).map_err(failed)?;
         batch.events.push(FeedEvent {
             entry,
-            correlation_id: row.try_get(8).map_err(failed)?,
-            previous: row.try_get(9).map_err(failed)?,
+            correlation_id: row.try_get(9).map_err(failed)?,
+            previous: row.try_get(10).map_err(failed)?,
         });
         bytes += size;
         if batch.events.len() == limits.events || bytes >= limits.bytes {

@@ -36,6 +36,12 @@ pub struct Embedding {
     pub vector: Vec<f32>,
     /// Where the sample came from.
     pub source: Option<String>,
+    /// Who added it: an opaque id.
+    #[serde(default)]
+    pub actor: Option<String>,
+    /// `person`, `service` or `system`.
+    #[serde(default)]
+    pub actor_kind: Option<String>,
     /// When it was added.
     pub enrolled_at: DateTime<Utc>,
 }

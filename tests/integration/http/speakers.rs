@@ -1,6 +1,8 @@
 //! Voices and who speaks: samples enrolled and removed, speakers named by people, corrected and undone, each
 //! decision with who made it.
 
+use domain::profile::ProfileCommand;
+use event_store::command_bus::Context;
 use serde_json::{Value, json};
 use tests::TestDatabase;
 use tests::server::{Server, answer};
@@ -178,6 +180,17 @@ async fn people_are_imported_once_and_bad_lines_are_left_out_by_number() {
     let again = run_on(&database, &["profile", "import", file]).await;
     assert_eq!((again.code, again.stdout.trim()), (Some(0), "3 people, 0 events"));
 
+    // What somebody has removed stays away.
+    let enrolled = "SELECT aggregate_id::uuid, (payload #>> '{VoiceEnrolled,sample_id}')::uuid
+                      FROM log.events WHERE event_type = 'VoiceEnrolled'";
+    let (profile, sample): (Uuid, Uuid) = sqlx::query_as(enrolled).fetch_one(&pool).await.unwrap();
+    let book = database.open().await;
+    let remove = ProfileCommand::RemoveVoice { sample_id: sample.into() };
+    book.bus.profile(profile.into(), remove, &Context::default()).await.unwrap();
+    book.close().await;
+    let again = run_on(&database, &["profile", "import", file]).await;
+    assert_eq!((again.code, again.stdout.trim()), (Some(0), "3 people, 0 events"));
+
     let bad = [
         r#"{"name": "Secret Cy"}"#.to_owned(),
         r#"{"name": "Secret Cy"}"#.to_owned(),
@@ -196,6 +209,6 @@ async fn people_are_imported_once_and_bad_lines_are_left_out_by_number() {
     assert!(!partly.stderr.contains("Secret"), "{}", partly.stderr);
     let book = database.open().await;
     book.start_projector();
-    assert_eq!(caught_up_and_equal(&pool).await, 5);
+    assert_eq!(caught_up_and_equal(&pool).await, 6);
     book.close().await;
 }
