@@ -169,7 +169,9 @@ async fn a_subscriber_of_a_server_is_told_the_same_whether_it_listens_or_is_away
         subscriber.says("the missing events after position 9, up to position 10, have come").await;
     }
     assert_eq!(listening.stop().await.0, [3, 9, 13, 6]);
-    assert_eq!(away.stop().await.0, [6]);
+    // Killed before it had noted the last event, it gets that one again.
+    let positions = away.stop().await.0;
+    assert!(positions == [6] || positions == [13, 6] || positions == [6, 13], "{positions:?}");
     book.close().await;
     assert!(server.stop().await.success());
 }
