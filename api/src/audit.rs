@@ -128,8 +128,9 @@ impl TryFrom<String> for Moment {
     type Error = &'static str;
     fn try_from(text: String) -> Result<Self, &'static str> {
         let time = DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc());
-        // chrono alone would also take a day without its zeros.
-        let day = Some(&text).filter(|text| text.len() == "2026-11-24".len());
+        // chrono alone would also take a day without its zeros, and a year with a sign.
+        let plain = |text: &&String| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+        let day = Some(&text).filter(|text| text.len() == "2026-11-24".len()).filter(plain);
         let day = day.and_then(|text| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok());
         let time = time.ok().or_else(|| day.map(|day| day.and_time(NaiveTime::MIN).and_utc()));
         time.map(Self).ok_or(

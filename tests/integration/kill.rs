@@ -202,7 +202,9 @@ async fn remember_moves(pool: &PgPool) {
             INSERT INTO public.moves VALUES (OLD.position, NEW.position);
             RETURN NULL;
         END $$;
-        CREATE TRIGGER remember AFTER UPDATE ON read.checkpoint FOR EACH ROW EXECUTE FUNCTION public.remember();";
+        CREATE TRIGGER remember AFTER UPDATE ON read.checkpoint FOR EACH ROW EXECUTE FUNCTION public.remember();
+        -- The projector's connection leaves others out.
+        ALTER TABLE read.checkpoint ENABLE ALWAYS TRIGGER remember;";
     pool.execute(trigger).await.unwrap();
 }
 

@@ -111,7 +111,8 @@ async fn user_profiles_has_the_name_and_the_voice() {
     let row = |name: &str, samples: &[u128]| {
         let sample = |id: &u128| {
             json!({"sample_id": Uuid::from_u128(*id), "model": "resemblyzer-0.1.4", "dimension": 3,
-                   "vector": [0.1, -0.25, 1e-7], "source": "call", "enrolled_at": "2026-01-01T08:01:00Z"})
+                   "vector": [0.1, -0.25, 1e-7], "source": "call", "actor": "test", "actor_kind": "system",
+                   "enrolled_at": "2026-01-01T08:01:00Z"})
         };
         let embeddings = samples.iter().map(sample).collect::<Vec<_>>();
         let embeddings = if embeddings.is_empty() { Value::Null } else { Value::Array(embeddings) };
