@@ -80,9 +80,10 @@ CREATE TABLE speaker_reassignments (
     reason              text NOT NULL,
     actor               text,                   -- an opaque id
     actor_kind          text,                   -- person, service or system
-    previous_by         varchar(50),            -- who had made the link before: machine or person; null without one
+    previous_by         varchar(50),            -- whose word it replaced: machine or person; null for nobody's
     previous_confidence float,                  -- how sure the machine had been
-    correlation_id      text                    -- what the command belonged to
+    correlation_id      text,                   -- what the command belonged to
+    carried_from        uuid                    -- the earlier speaker, where a person's decision was carried over
 );
 -- Times never run backwards along positions, so a time is looked up as a position, and needs no index.
 CREATE INDEX speaker_reassignments_meeting ON speaker_reassignments (meeting_id, position);

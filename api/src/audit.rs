@@ -206,7 +206,7 @@ impl Trail {
 }
 
 /// The columns of the CSV. Names are not among them: a file outlives what is forgotten here.
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 17] = [
     "position",
     "recorded_at",
     "meeting_id",
@@ -221,6 +221,7 @@ const COLUMNS: [&str; 16] = [
     "previous_by",
     "previous_confidence",
     "correlation_id",
+    "carried_from",
     "event",
     "meeting_before",
 ];
@@ -263,6 +264,7 @@ fn cells(AuditRow { reassignment: row, event, meeting_before }: &AuditRow) -> [S
         text(&row.previous_by),
         row.previous_confidence.map(number).unwrap_or_default(),
         text(&row.correlation_id),
+        id(row.carried_from),
         event.clone(),
         meeting_before.clone(),
     ]

@@ -226,8 +226,7 @@ impl Player<'_> {
             voice: None,
         };
         let clusters = sample.clusters.iter().map(cluster).collect::<Vec<_>>().try_into()?;
-        self.send(id, MeetingCommand::RecordSpeakers { clusters, decisions: vec![], matched: vec![] })
-            .await?;
+        self.send(id, MeetingCommand::RecordSpeakers { clusters, decisions: vec![] }).await?;
         for SampleArtifact { artifact_type, s3_key, meta } in &sample.artifacts {
             let (artifact_type, s3_key, meta) = (*artifact_type, s3_key.clone(), meta.clone());
             self.send(id, MeetingCommand::StoreArtifact { artifact_type, s3_key, meta }).await?;

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use domain::ValueError;
 use domain::meeting::MeetingError;
 use domain::profile::ProfileError;
+use domain::voice::VoiceError;
 use event_store::append::AppendError;
 use event_store::command_bus::CommandError;
 use projections::history::HistoryError;
@@ -122,6 +123,12 @@ impl IntoResponse for Problem {
 impl From<ValueError> for Problem {
     fn from(error: ValueError) -> Self {
         Self::invalid("invalid_value", error.to_string())
+    }
+}
+
+impl From<VoiceError> for Problem {
+    fn from(error: VoiceError) -> Self {
+        Self::invalid(error.code(), error.to_string())
     }
 }
 

@@ -257,8 +257,7 @@ impl Player<'_> {
             Status::Processing { .. } => false,
         };
         let clusters = clusters.clone();
-        self.send(MeetingCommand::RecordSpeakers { clusters, decisions: vec![], matched: vec![] }, false)
-            .await?;
+        self.send(MeetingCommand::RecordSpeakers { clusters, decisions: vec![] }, false).await?;
         self.send(MeetingCommand::Complete { at: now() }, false).await?;
         Ok(())
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use domain::ids::{ProfileId, SampleId};
 use domain::profile::{DisplayName, MAX_SAMPLES, ProfileCommand};
-use domain::voice::{ModelId, SampleSource, Vector, Voice, VoiceModels};
+use domain::voice::{ModelId, SampleSource, VoiceError, VoiceModels};
 use event_store::command_bus::Context;
 use event_store::log;
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,7 @@ struct Line {
 #[serde(deny_unknown_fields)]
 struct Sample {
     model: ModelId,
-    vector: Vector,
+    vector: Vec<f32>,
     source: Option<SampleSource>,
 }
 
@@ -149,12 +149,11 @@ impl Import<'_> {
             bail!("a profile has at most {MAX_SAMPLES} voice samples");
         }
         let voices = samples.into_iter().map(|Sample { model, vector, source }| {
-            let voice = Voice { model, vector };
-            self.models.check(&voice)?;
+            let voice = self.models.voice(model, vector)?;
             Ok((SampleId::derive(secret, id, &voice), voice, source))
         });
         // All of them are good before the first one is enrolled.
-        let voices = voices.collect::<Result<Vec<_>, domain::ValueError>>()?;
+        let voices = voices.collect::<Result<Vec<_>, VoiceError>>()?;
         let mut commands = vec![ProfileCommand::Create { profile_id: id, display_name: name, at: now() }];
         // Whoever has taken a sample away did so for a reason that this file does not know.
         let pool = self.book.pool();

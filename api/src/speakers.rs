@@ -11,9 +11,9 @@ use domain::Event;
 use domain::ids::{MeetingId, ProfileId, SpeakerId};
 use domain::meeting::{CarriedFrom, Meeting, MeetingError, MeetingEvent, evolve};
 use domain::speaker::{Cluster, Evidence, LinkedBy};
-use event_store::log::{self, BatchLimits, StoredEvent};
+use event_store::log::{self, BatchLimits, Provenance, StoredEvent};
 use projections::queries;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sqlx::PgPool;
 use tracing::warn;
 use utoipa::ToSchema;
@@ -320,12 +320,7 @@ fn shown_evidence(evidence: Evidence, named: impl Fn(ProfileId) -> NamedProfile)
 }
 
 fn decision(stored: &StoredEvent, decision: &'static str, reason: Option<String>) -> LatestDecision {
-    #[derive(Deserialize, Default)]
-    struct Who {
-        actor: Option<String>,
-        actor_kind: Option<String>,
-    }
-    let Who { actor, actor_kind } = serde_json::from_str(&stored.metadata).unwrap_or_default();
+    let Provenance { actor, actor_kind, .. } = Provenance::of(&stored.metadata);
     let (position, recorded_at) = (stored.position, stored.recorded_at);
     LatestDecision { position, recorded_at, decision, actor, actor_kind, reason, carried_from: None }
 }

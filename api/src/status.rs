@@ -76,6 +76,7 @@ pub(crate) struct Voices {
     pub(crate) processes: i64,
     pub(crate) position: i64,
     pub(crate) lag_events: i64,
+    pub(crate) noted_seconds: f64,
 }
 
 /// Prints the status.
@@ -113,9 +114,10 @@ pub(crate) async fn status(book: &Book) -> Result<Status, sqlx::Error> {
 }
 
 /// Each process notes now and then how far it is, so it is that far at least.
-const fn voices(Followers { processes, position }: Followers, head: i64) -> Voices {
+const fn voices(followers: Followers, head: i64) -> Voices {
+    let Followers { processes, position, noted_seconds } = followers;
     let lag_events = if head > position { head - position } else { 0 };
-    Voices { processes, position, lag_events }
+    Voices { processes, position, lag_events, noted_seconds }
 }
 
 fn feed(said: Said, head: i64) -> Feed {
@@ -146,9 +148,13 @@ fn table(status: &Status) -> Table {
         events => format!("{events} events behind, the oldest for {:.1} s", read_models.lag_seconds),
     };
     row("tables", format!("position {}, {lag}", read_models.position));
-    if let Some(Voices { processes, position, lag_events }) = voices {
-        let lag =
-            if *lag_events == 0 { "up to date".to_owned() } else { format!("{lag_events} events behind") };
+    if let Some(Voices { processes, position, lag_events, noted_seconds }) = voices {
+        // The log may have gone on since.
+        let lag = if *lag_events == 0 {
+            "up to date".to_owned()
+        } else {
+            format!("noted {noted_seconds:.1} s ago, {lag_events} events before the log's end")
+        };
         let processes =
             if *processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") };
         row("voices", format!("position {position}, {lag}, in {processes}"));

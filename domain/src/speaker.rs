@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ValueError;
-use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
 use crate::text::{check, text_type};
 use crate::voice::{ModelId, Voice};
@@ -113,7 +112,7 @@ mod speech {
         if text.is_empty() {
             return Some(vec![]);
         }
-        // As bytes, which is twice as fast: hundreds of them are read with every diarization.
+        // As bytes, which costs least: hundreds of them are read with every diarization.
         let segment = |part: &[u8]| {
             let plus = part.iter().position(|byte| *byte == b'+')?;
             let (start, duration) = (part.get(..plus)?, part.get(plus + 1..)?);
@@ -288,21 +287,6 @@ impl Decision {
         match self {
             Self::Identified { evidence, .. } | Self::NotIdentified { evidence } => evidence,
         }
-    }
-
-    /// Returns the fingerprint by which the decision is known when it is made once more.
-    pub(crate) fn digest(&self) -> Digest {
-        match self {
-            Self::Identified { profile_id, confidence, evidence } => {
-                Self::digest_of(Some((*profile_id, *confidence)), evidence)
-            }
-            Self::NotIdentified { evidence } => Self::digest_of(None, evidence),
-        }
-    }
-
-    /// Returns the fingerprint of what was decided, somebody or nobody, on this evidence.
-    pub(crate) fn digest_of(identified: Option<(ProfileId, Confidence)>, evidence: &Evidence) -> Digest {
-        Digest::of(&(identified, evidence))
     }
 }
 

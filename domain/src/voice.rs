@@ -79,6 +79,31 @@ pub struct Voice {
     pub vector: Vector,
 }
 
+/// Why a voice is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VoiceError {
+    /// Nobody has said what its vectors are like.
+    #[error("model is not a known voice model")]
+    UnknownModel,
+    /// It has more numbers than its model gives, or fewer.
+    #[error("vector does not have its model's dimension")]
+    WrongDimension,
+    /// It is no embedding of any model.
+    #[error(transparent)]
+    Vector(#[from] ValueError),
+}
+
+impl VoiceError {
+    /// Returns the refusal's stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownModel => "unknown_voice_model",
+            Self::WrongDimension => "wrong_dimension",
+            Self::Vector(_) => "invalid_vector",
+        }
+    }
+}
+
 /// The models that are known, each with the dimension of its vectors.
 #[derive(Debug, Clone)]
 pub struct VoiceModels(BTreeMap<ModelId, usize>);
@@ -90,14 +115,19 @@ impl VoiceModels {
     }
 
     /// Checks that `voice` is of a known model and has its dimension.
-    pub fn check(&self, voice: &Voice) -> Result<(), ValueError> {
+    pub fn check(&self, voice: &Voice) -> Result<(), VoiceError> {
         match self.0.get(&voice.model) {
-            None => Err(ValueError::new("model", "is not a known voice model")),
-            Some(dimension) if *dimension != voice.vector.as_slice().len() => {
-                Err(ValueError::new("vector", "does not have its model's dimension"))
-            }
+            None => Err(VoiceError::UnknownModel),
+            Some(dimension) if *dimension != voice.vector.as_slice().len() => Err(VoiceError::WrongDimension),
             Some(_) => Ok(()),
         }
+    }
+
+    /// Makes a voice of what a known model gave.
+    pub fn voice(&self, model: ModelId, numbers: Vec<f32>) -> Result<Voice, VoiceError> {
+        let voice = Voice { model, vector: numbers.try_into()? };
+        self.check(&voice)?;
+        Ok(voice)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Reading the log: in order from a position, and its identity and end.
 
+mod check;
 pub mod feed;
+mod moments;
 
 use std::borrow::Cow;
 
@@ -9,16 +11,18 @@ use domain::event::{DecodeError, Event};
 use domain::ids::LogSecret;
 use domain::meeting::MeetingEvent;
 use domain::profile::ProfileEvent;
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, PgExecutor, PgPool, Row};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
+pub use self::check::check;
+pub use self::moments::{position_at, recorded_at, version_at};
 use crate::Identity;
 
-/// What [`entry`] decodes, of `log.events` alone. The metadata is most of what is stored of an event, and is read
-/// for those events only of whom the fold needs it: who it was that said so.
+/// What [`entry`] decodes, of `log.events` alone. The metadata is read of those events only of which the fold
+/// needs it: who it was that said so.
 macro_rules! columns {
     () => {
         "position, recorded_at, sequence, aggregate_type, aggregate_id, event_type, event_version,
@@ -314,7 +318,7 @@ pub async fn read_aggregates(
     limits: BatchLimits,
 ) -> Result<Vec<Entry>, LogError> {
     let failed = |source| LogError::Database { after: 0, source };
-    let mut rows = sqlx::query(concat!(
+    let rows = sqlx::query(concat!(
         "SELECT ",
         columns!(),
         "
@@ -330,17 +334,7 @@ pub async fn read_aggregates(
     .bind(until)
     .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
     .fetch(connection);
-    let mut events = Vec::new();
-    let mut bytes = 0;
-    while let Some(row) = rows.try_next().await.map_err(failed)? {
-        let (entry, size) = entry(&row).map_err(failed)?;
-        events.push(entry);
-        bytes += size;
-        if bytes >= limits.bytes {
-            break;
-        }
-    }
-    Ok(events)
+    Ok(gather(rows, limits).await.map_err(failed)?.0)
 }
 
 /// Reads and decodes the events of one type of aggregates after position `after` and up to `until`, in order, at
@@ -353,7 +347,7 @@ pub async fn read_type(
     limits: BatchLimits,
 ) -> Result<(Vec<Entry>, bool), LogError> {
     let failed = |source| LogError::Database { after, source };
-    let mut rows = sqlx::query(concat!(
+    let rows = sqlx::query(concat!(
         "SELECT ",
         columns!(),
         "
@@ -365,10 +359,18 @@ pub async fn read_type(
     .bind(aggregate_type)
     .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
     .fetch(pool);
+    gather(rows, limits).await.map_err(failed)
+}
+
+/// Decodes rows of [`columns!`], at most one batch; says whether these are all.
+async fn gather(
+    mut rows: impl Stream<Item = Result<PgRow, sqlx::Error>> + Unpin,
+    limits: BatchLimits,
+) -> Result<(Vec<Entry>, bool), sqlx::Error> {
     let mut events = Vec::new();
     let mut bytes = 0;
-    while let Some(row) = rows.try_next().await.map_err(failed)? {
-        let (entry, size) = entry(&row).map_err(failed)?;
+    while let Some(row) = rows.try_next().await? {
+        let (entry, size) = entry(&row)?;
         events.push(entry);
         bytes += size;
         if events.len() == limits.events || bytes >= limits.bytes {
@@ -394,7 +396,9 @@ pub async fn latest_of_type(
         "
            FROM unnest($2::text[]) AS wanted (id)
           CROSS JOIN LATERAL (
-                SELECT l.* FROM log.events l
+                SELECT l.position, l.recorded_at, l.sequence, l.aggregate_type, l.aggregate_id, l.event_type,
+                       l.event_version, l.payload, l.metadata
+                  FROM log.events l
                  WHERE l.aggregate_type = $1 AND l.aggregate_id = wanted.id AND l.event_type = $3
                    AND NOT EXISTS (SELECT FROM ops.parked_decisions d
                                     WHERE d.position = l.position AND d.outcome = 'skipped')
@@ -542,79 +546,6 @@ pub async fn head(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
     Ok(newest.fetch_optional(executor).await?.unwrap_or(0))
 }
 
-/// Returns the version that an aggregate had when the log ended at `position`: its number of events.
-pub async fn version_at(
-    executor: impl PgExecutor<'_>,
-    aggregate_type: &str,
-    aggregate_id: Uuid,
-    position: i64,
-) -> Result<i64, sqlx::Error> {
-    let version = sqlx::query_scalar(
-        "SELECT sequence FROM log.events
-          WHERE aggregate_type = $1 AND aggregate_id = $2 AND position <= $3
-          ORDER BY sequence DESC LIMIT 1",
-    )
-    .bind(aggregate_type)
-    .bind(aggregate_id.to_string())
-    .bind(position);
-    Ok(version.fetch_optional(executor).await?.unwrap_or(0))
-}
-
-/// Returns when the event at `position` was recorded, if there is one.
-pub async fn recorded_at(
-    executor: impl PgExecutor<'_>,
-    position: i64,
-) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    sqlx::query_scalar("SELECT recorded_at FROM log.events WHERE position = $1")
-        .bind(position)
-        .fetch_optional(executor)
-        .await
-}
-
-/// Returns the position at which the log stood at `time`: the last one recorded at or before it, 0 before
-/// the first; `None` if the time is still to come. It is the same whenever it is asked.
-pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<Option<i64>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    let row = sqlx::query(
-        "SELECT clock_timestamp(), (SELECT recorded_at FROM log.events ORDER BY position DESC LIMIT 1)",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    let (now, newest): (DateTime<Utc>, Option<DateTime<Utc>>) = (row.try_get(0)?, row.try_get(1)?);
-    if newest.is_none_or(|newest| newest < time) {
-        if now < time {
-            return Ok(None);
-        }
-        // An append under way may have taken its time before this one, and not be seen yet. It holds the
-        // append lock until it is; later ones take a later time.
-        sqlx::query("SELECT pg_advisory_xact_lock_shared(7165932018841088001)")
-            .execute(&mut *connection)
-            .await?;
-    }
-    // Times never run backwards along positions, so halving finds it, one look at the primary key each time.
-    // A hole ends the search without a row.
-    let found = sqlx::query_scalar(
-        "WITH RECURSIVE search (low, high) AS (
-             SELECT 0::bigint, coalesce((SELECT position FROM log.events ORDER BY position DESC LIMIT 1), 0)
-             UNION ALL
-             SELECT CASE WHEN e.recorded_at <= $1 THEN e.position ELSE s.low END,
-                    CASE WHEN e.recorded_at <= $1 THEN s.high ELSE e.position - 1 END
-               FROM search s
-              CROSS JOIN LATERAL (
-                        SELECT position, recorded_at FROM log.events
-                         WHERE position = (s.low + s.high + 1) / 2 LIMIT 1) e
-              WHERE s.low < s.high
-         )
-         SELECT low FROM search WHERE low = high",
-    )
-    .bind(time)
-    // A plan made while the log was short must not scan it when it is long.
-    .persistent(false)
-    .fetch_one(&mut *connection)
-    .await?;
-    Ok(Some(found))
-}
-
 /// Returns the sequences of an aggregate's events that an operator has skipped.
 pub async fn skipped_sequences(
     executor: impl PgExecutor<'_>,
@@ -659,50 +590,6 @@ pub async fn identity(executor: impl PgExecutor<'_>) -> Result<Identity, sqlx::E
         epoch: row.try_get("epoch")?,
         secret: LogSecret::new(secret),
     })
-}
-
-/// Looks at the log itself: positions without a hole, sequences without a hole in every aggregate, times that
-/// never run backwards. Returns what is wrong, at most ten of each kind, in chunks with short snapshots.
-/// (That every event decodes is seen by whoever folds them.)
-pub async fn check(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
-    /// Events looked at by one statement.
-    const CHUNK: i64 = 100_000;
-    let mut problems = vec![];
-    // Its own connection: the last statement takes as long as the log is.
-    let options = pool.connect_options().as_ref().clone().options([("statement_timeout", "0")]);
-    let mut connection = PgConnection::connect_with(&options).await?;
-    let end = head(&mut connection).await?;
-    let mut after = 0;
-    while after < end {
-        // The row before comes along: its time and place are what the first one follows.
-        let wrong: Vec<String> = sqlx::query_scalar(
-            "SELECT CASE WHEN position <> coalesce(before, 0) + 1
-                         THEN format('position %s follows %s', position, coalesce(before, 0))
-                         ELSE format('position %s was recorded before position %s', position, before) END
-               FROM (SELECT position, recorded_at, lag(position) OVER w AS before, lag(recorded_at) OVER w AS earlier
-                       FROM log.events WHERE position >= $1 AND position <= $2
-                     WINDOW w AS (ORDER BY position)) e
-              WHERE (position > $1 OR $1 = 0) AND (position <> coalesce(before, 0) + 1 OR recorded_at < earlier)
-              ORDER BY position LIMIT 10",
-        )
-        .bind(after)
-        .bind(after + CHUNK)
-        .fetch_all(&mut connection)
-        .await?;
-        problems.extend(wrong);
-        after += CHUNK;
-    }
-    let torn: Vec<String> = sqlx::query_scalar(
-        "SELECT format('%s %s has %s events, numbered up to %s', aggregate_type, aggregate_id, count(*), max(sequence))
-           FROM log.events WHERE position <= $1
-          GROUP BY aggregate_type, aggregate_id HAVING count(*) <> max(sequence) LIMIT 10",
-    )
-    .bind(end)
-    .fetch_all(&mut connection)
-    .await?;
-    problems.extend(torn);
-    let _ = connection.close().await;
-    Ok(problems)
 }
 
 /// Forgets at most `limit` commands accepted before `before`; returns how many.

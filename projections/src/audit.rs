@@ -52,7 +52,7 @@ pub struct Reassignment {
     /// `person`, `service` or `system`.
     #[schema(example = "person")]
     pub actor_kind: Option<String>,
-    /// Who had made the link before: `machine` or `person`; null if there was no link.
+    /// Who had made the link before, or had said that it is nobody known: `machine` or `person`; null if nobody had.
     #[schema(example = "machine")]
     pub previous_by: Option<String>,
     /// How sure the machine had been of the link before, 0 to 1.
@@ -61,6 +61,10 @@ pub struct Reassignment {
     /// What the command belonged to.
     #[schema(example = "req-17")]
     pub correlation_id: Option<String>,
+    /// The speaker of an earlier diarization about whom a person had decided, where that was carried over to this
+    /// one: then `actor` is who recorded the diarization, and the person is in that speaker's history.
+    #[schema(example = "1e3f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
+    pub carried_from: Option<Uuid>,
 }
 
 /// Which of them are asked for; what is absent does not matter.
@@ -86,7 +90,7 @@ pub struct ReassignmentFilter {
 macro_rules! columns {
     () => {
         "position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id, to_profile_id,
-         reason, actor, actor_kind, previous_by, previous_confidence, correlation_id"
+         reason, actor, actor_kind, previous_by, previous_confidence, correlation_id, carried_from"
     };
 }
 
@@ -108,7 +112,8 @@ macro_rules! named {
                     (SELECT display_name FROM user_profiles WHERE id = r.from_profile_id) AS from_name,
                     r.to_profile_id,
                     (SELECT display_name FROM user_profiles WHERE id = r.to_profile_id) AS to_name,
-                    r.reason, r.actor, r.actor_kind, r.previous_by, r.previous_confidence, r.correlation_id
+                    r.reason, r.actor, r.actor_kind, r.previous_by, r.previous_confidence, r.correlation_id,
+                    r.carried_from
                FROM (",
             $rows,
             " ORDER BY position DESC LIMIT $7) r ORDER BY r.position DESC"

@@ -149,7 +149,7 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             reason,
             previous_confidence,
             previous_by,
-            ..
+            carried_from,
         } => {
             let (speaker_id, to_profile_id) = (speaker_id.as_uuid(), to.map(|profile| profile.as_uuid()));
             let speaker = rows.speakers.get(&speaker_id);
@@ -170,6 +170,7 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
                 previous_by: previous_by.map(|by| by.as_str().to_owned()),
                 previous_confidence: previous_confidence.map(domain::speaker::Confidence::get),
                 correlation_id,
+                carried_from: carried_from.map(|earlier| earlier.speaker_id.as_uuid()),
             };
             rows.reassignments.insert(row.position, row);
             // A person's word has no degree of confidence.

@@ -343,14 +343,14 @@ async fn lead(
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     /// What the server says to a role that may not.
     const INSUFFICIENT_PRIVILEGE: &str = "42501";
-    let connecting = timeout(READ, PgConnection::connect_with(options));
-    let mut connection = connecting.await.unwrap_or_else(|_| Err(timed_out()))?;
-    let spared = sqlx::query("SET session_replication_role = replica").execute(&mut connection).await;
-    match spared {
-        Err(error) if sqlstate(&error).as_deref() == Some(INSUFFICIENT_PRIVILEGE) => Ok(connection),
-        Err(error) => Err(error),
-        Ok(_) => Ok(connection),
-    }
+    let connecting = async {
+        let mut connection = PgConnection::connect_with(options).await?;
+        match sqlx::query("SET session_replication_role = replica").execute(&mut connection).await {
+            Err(error) if sqlstate(&error).as_deref() != Some(INSUFFICIENT_PRIVILEGE) => Err(error),
+            Ok(_) | Err(_) => Ok(connection),
+        }
+    };
+    timeout(READ, connecting).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
 fn sqlstate(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {

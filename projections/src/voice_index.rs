@@ -341,21 +341,25 @@ async fn forget(pool: &PgPool, process: Uuid) -> Result<(), sqlx::Error> {
 }
 
 /// How far the processes are that name speakers by voice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Followers {
     /// How many there are.
     pub processes: i64,
     /// The position up to which all of them know the voices.
     pub position: i64,
+    /// How long ago the first of these was noted, in seconds.
+    pub noted_seconds: f64,
 }
 
 /// Returns how far those are that follow the log now, if there are any.
 pub async fn followers(pool: &PgPool) -> Result<Option<Followers>, sqlx::Error> {
-    let (processes, position): (i64, Option<i64>) = sqlx::query_as(
-        "SELECT count(*), min(position) FROM ops.voice_followers WHERE noted_at > now() - make_interval(secs => $1)",
+    let (processes, position, noted_seconds): (i64, Option<i64>, Option<f64>) = sqlx::query_as(
+        "SELECT count(*), min(position), extract(epoch FROM now() - min(noted_at))::float8
+           FROM ops.voice_followers WHERE noted_at > now() - make_interval(secs => $1)",
     )
     .bind(NOTED.as_secs_f64())
     .fetch_one(pool)
     .await?;
-    Ok(position.map(|position| Followers { processes, position }))
+    let followers = |(position, noted_seconds)| Followers { processes, position, noted_seconds };
+    Ok(position.zip(noted_seconds).map(followers))
 }

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod asyncapi;
+mod browser;
 mod changes;
 mod cli;
 mod command_bus;

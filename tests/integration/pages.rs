@@ -8,9 +8,9 @@ use reqwest::header::HeaderMap;
 use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, Url};
 use serde_json::{Value, json};
-use tests::browser::{Browser, Screen};
 use tests::server::answer;
 
+use crate::browser::{Browser, Screen};
 use crate::http::Scene;
 
 const REVIEWER: &str = "reviewer-7";

@@ -134,7 +134,8 @@ impl Tables {
             rows!("SELECT artifact_id, meeting_id, position FROM stale_artifacts");
         let reassignments: Vec<ReassignmentRow> = rows!(
             "SELECT position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id,
-                    to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id
+                    to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id,
+                    carried_from
                FROM speaker_reassignments"
         );
         let cache: Vec<(String, String, Option<DateTime<Utc>>)> = rows!("SELECT key, value, ttl FROM cache");

@@ -6,7 +6,6 @@
 
 pub mod audit;
 pub mod bench;
-pub mod browser;
 pub mod clock;
 pub mod nats;
 pub mod real_voices;

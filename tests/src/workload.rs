@@ -133,7 +133,7 @@ impl Workload {
                 expires_at: Some(at + TimeDelta::days(3650)),
                 at,
             },
-            MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions: vec![], matched: vec![] },
+            MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions: vec![] },
             artifact(ArtifactType::TranscriptMd),
             artifact(ArtifactType::TranscriptVtt),
             artifact(ArtifactType::SummaryJson),

@@ -10,7 +10,7 @@ use domain::ids::{FileId, MeetingId, OwnerId};
 use domain::meeting::{FailMeeting, MeetingCommand, RegisterMeeting};
 use domain::speaker::{Cluster, ClusterId, Diarization, Segment};
 use domain::text::{Language, Reason, Stage, WorkerId};
-use domain::voice::{ModelId, Vector, Voice};
+use domain::voice::{ModelId, VoiceError, VoiceModels};
 use domain::{Timestamp, ValueError};
 use event_store::command_bus::Context;
 use event_store::log::{self, BatchLimits};
@@ -223,7 +223,7 @@ struct SpeakerVoice {
     model: ModelId,
     /// The embedding: as many finite numbers as the model gives, not all zero.
     #[schema(value_type = Vec<f32>, max_items = 2048, example = json!([0.0917, -0.0312]))]
-    vector: Vector,
+    vector: Vec<f32>,
 }
 
 /// A stretch of speech.
@@ -238,18 +238,21 @@ struct SpeechSegment {
     duration_ms: u32,
 }
 
-impl TryFrom<Speakers> for Diarization {
-    type Error = ValueError;
-    fn try_from(speakers: Speakers) -> Result<Self, ValueError> {
+impl Speakers {
+    fn diarization(self, models: &VoiceModels) -> Result<Diarization, Problem> {
         let segment =
             |Object(s): Object<SpeechSegment>| Segment { start_ms: s.start_ms, duration_ms: s.duration_ms };
-        let cluster = |Object(cluster): Object<SpeakerCluster>| Cluster {
-            cluster_id: cluster.cluster_id,
-            segments: cluster.segments.into_iter().map(segment).collect(),
-            speech_ms: cluster.speech_ms,
-            voice: cluster.voice.map(|Object(SpeakerVoice { model, vector })| Voice { model, vector }),
+        let voice = |Object(SpeakerVoice { model, vector })| models.voice(model, vector);
+        let cluster = |Object(cluster): Object<SpeakerCluster>| {
+            Ok(Cluster {
+                cluster_id: cluster.cluster_id,
+                segments: cluster.segments.into_iter().map(segment).collect(),
+                speech_ms: cluster.speech_ms,
+                voice: cluster.voice.map(voice).transpose()?,
+            })
         };
-        speakers.clusters.into_iter().map(cluster).collect::<Vec<_>>().try_into()
+        let clusters = self.clusters.into_iter().map(cluster).collect::<Result<Vec<_>, VoiceError>>()?;
+        Ok(clusters.try_into()?)
     }
 }
 
@@ -266,18 +269,14 @@ async fn speakers(
     Id(id): Id<MeetingId>,
     Command { body, context }: Command<Speakers>,
 ) -> Result<CommandAnswer, Problem> {
-    let clusters = Diarization::try_from(body)?;
-    let models = state.config.voice_models();
-    for voice in clusters.clusters().iter().filter_map(|cluster| cluster.voice.as_ref()) {
-        models.check(voice)?;
-    }
+    let clusters = body.diarization(&state.config.voice_models())?;
     // Once accepted it has its answer, however the voices are by now.
     if let Some(accepted) = state.book.bus.first_answer(&context).await? {
         return CommandAnswer::new(accepted);
     }
     let deadline = Instant::now() + state.config.position_timeout;
-    let (clusters, matched) = state.matching.name(state.book.pool(), deadline, clusters).await?;
-    let record = MeetingCommand::RecordSpeakers { clusters, decisions: vec![], matched };
+    let (clusters, decisions) = state.matching.name(state.book.pool(), deadline, clusters).await?;
+    let record = MeetingCommand::RecordSpeakers { clusters, decisions };
     send(&state, id, record, &context).await
 }
 

@@ -11,7 +11,7 @@ use domain::profile::Profile;
 use domain::speaker::{Cluster, Evidence, LinkedBy};
 use domain::text::Reason;
 use event_store::command_bus::{Accepted, CommandError, Context};
-use event_store::log::{self, BatchLimits};
+use event_store::log::{self, BatchLimits, Provenance};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -420,12 +420,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
 }
 
 fn of(stored: &log::StoredEvent, decision: SpeakerDecision) -> SpeakerDecision {
-    #[derive(Deserialize)]
-    struct Who {
-        actor: Option<String>,
-        actor_kind: Option<String>,
-    }
-    let who = serde_json::from_str(&stored.metadata).unwrap_or(Who { actor: None, actor_kind: None });
+    let Provenance { actor, actor_kind, .. } = Provenance::of(&stored.metadata);
     let (position, recorded_at) = (stored.position, stored.recorded_at);
-    SpeakerDecision { position, recorded_at, actor: who.actor, actor_kind: who.actor_kind, ..decision }
+    SpeakerDecision { position, recorded_at, actor, actor_kind, ..decision }
 }

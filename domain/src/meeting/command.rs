@@ -47,12 +47,9 @@ pub enum MeetingCommand {
     RecordSpeakers {
         /// The voices, each with its speech.
         clusters: Diarization,
-        /// What the pipeline itself made of them, for any of the clusters. Sent again with other decisions,
-        /// clusters are decided on anew.
+        /// What the matching of voices makes of them now, for any of the clusters. It counts when the clusters
+        /// are new only: the first answer stands.
         decisions: Vec<(ClusterId, Decision)>,
-        /// What the matching of voices makes of them now, for any of the clusters. It gives way to the
-        /// pipeline's decisions, and counts when the clusters are new only: the first answer stands.
-        matched: Vec<(ClusterId, Decision)>,
     },
     /// Say who a speaker is.
     ReassignSpeaker {

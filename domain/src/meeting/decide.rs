@@ -147,15 +147,12 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
             }]),
             Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
         },
-        MeetingCommand::RecordSpeakers { clusters, decisions, matched } => {
-            let known = record.diarized == Some((record.attempts, Digest::of(clusters)));
-            match &record.status {
-                _ if known && other_decisions(record, decisions).is_empty() => Ok(vec![]),
-                Status::Processing { .. } if known => decide_again(record, clusters, decisions),
-                Status::Processing { .. } => record_speakers(record, clusters, decisions, matched),
-                Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
-            }
-        }
+        MeetingCommand::RecordSpeakers { clusters, decisions } => match &record.status {
+            // The first answer stands, whoever has become known meanwhile.
+            _ if record.diarized == Some((record.attempts, Digest::of(clusters))) => Ok(vec![]),
+            Status::Processing { .. } => record_speakers(record, clusters, decisions),
+            Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
+        },
         MeetingCommand::ReassignSpeaker { speaker_id, to, expected, reason } => {
             reassign(record, *speaker_id, *to, *expected, reason)
         }
@@ -242,35 +239,7 @@ fn restart(current: &WorkerId, asking: &WorkerId) -> Decided {
     if current == asking { Ok(vec![]) } else { Err(MeetingError::TakenByAnotherWorker) }
 }
 
-/// Returns those of `decisions` that are not the latest of a machine about their cluster.
-fn other_decisions(record: &Record, decisions: &[(ClusterId, Decision)]) -> Vec<(ClusterId, Decision)> {
-    let is_other = |(cluster_id, decision): &&(ClusterId, Decision)| {
-        let speaker_id = record.id.speaker(record.attempts, cluster_id);
-        record.decided.get(&speaker_id) != Some(&decision.digest())
-    };
-    decisions.iter().filter(is_other).cloned().collect()
-}
-
-/// Takes other decisions on the clusters that are recorded already, but where a person has decided.
-fn decide_again(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
-    let others = other_decisions(record, decisions);
-    let corrected = |(cluster_id, _): &(ClusterId, Decision)| {
-        record.reassigned_from.contains_key(&record.id.speaker(record.attempts, cluster_id))
-    };
-    if others.iter().any(corrected) {
-        return Err(MeetingError::SpeakersCorrected);
-    }
-    // All of them are checked, those that say nothing new too.
-    decision_events(record, clusters, decisions.iter())?;
-    decision_events(record, clusters, others.iter())
-}
-
-fn record_speakers(
-    record: &Record,
-    clusters: &Diarization,
-    decisions: &[(ClusterId, Decision)],
-    matched: &[(ClusterId, Decision)],
-) -> Decided {
+fn record_speakers(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
     // What a person said of a speaker of this very attempt cannot be carried over: the id is made of attempt
     // and label, so the same one may stand for another voice afterwards.
     if record.corrections.values().any(|correction| correction.attempt == record.attempts) {
@@ -278,9 +247,7 @@ fn record_speakers(
     }
     let diarized = MeetingEvent::SpeakersDiarized { attempt: record.attempts, clusters: clusters.clone() };
     let mut events = vec![diarized];
-    let said: BTreeSet<_> = decisions.iter().map(|(cluster_id, _)| cluster_id).collect();
-    let matched = matched.iter().filter(|(cluster_id, _)| !said.contains(cluster_id));
-    events.extend(decision_events(record, clusters, decisions.iter().chain(matched))?);
+    events.extend(decision_events(record, clusters, decisions)?);
     let links = events.iter().filter_map(link_by_machine).collect();
     events.extend(carry_corrections_over(record, clusters, links));
     events.extend(outdated_by(record, &events));
@@ -296,11 +263,7 @@ fn link_by_machine(event: &MeetingEvent) -> Option<(SpeakerId, Link)> {
     }
 }
 
-fn decision_events<'a>(
-    record: &Record,
-    clusters: &Diarization,
-    decisions: impl Iterator<Item = &'a (ClusterId, Decision)>,
-) -> Decided {
+fn decision_events(record: &Record, clusters: &Diarization, decisions: &[(ClusterId, Decision)]) -> Decided {
     let mut events = vec![];
     let mut decided = BTreeSet::new();
     for (cluster_id, decision) in decisions {

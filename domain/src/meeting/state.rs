@@ -13,7 +13,7 @@ use crate::artifact::{Artifact, ArtifactType};
 use crate::digest::Digest;
 use crate::file::{ContentFp, File};
 use crate::ids::{MeetingId, ProfileId, SpeakerId};
-use crate::speaker::{Cluster, Decision, Diarization, Link, LinkedBy, Speaker};
+use crate::speaker::{Cluster, Diarization, Link, LinkedBy, Speaker};
 use crate::text::{Language, Reason, Stage, WorkerId};
 
 /// A meeting as it stands.
@@ -53,8 +53,6 @@ pub struct Record {
     pub speakers: BTreeMap<SpeakerId, Speaker>,
     /// When each of them speaks.
     pub speech: BTreeMap<SpeakerId, Speech>,
-    /// By what the latest decision of a machine about each of them is known.
-    pub decided: BTreeMap<SpeakerId, Digest>,
     /// Who each of them was before the latest reassignment, if there was one.
     pub reassigned_from: BTreeMap<SpeakerId, Option<ProfileId>>,
     /// What people decided and nobody has settled otherwise since, by the speaker about whom they decided, be
@@ -155,7 +153,9 @@ impl Meeting {
         match self {
             Self::Unregistered | Self::Erased { .. } => 0,
             Self::Active(record) => {
-                let of_corrections = record.corrections.values().map(|correction| &correction.speech);
+                let settled = record.settled.values().map(|(_, correction)| correction);
+                let corrections = record.corrections.values().chain(settled);
+                let of_corrections = corrections.map(|correction| &correction.speech);
                 record.speech.values().chain(of_corrections).map(Speech::bytes).sum()
             }
         }
@@ -208,7 +208,6 @@ fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
         diarized: None,
         speakers: BTreeMap::new(),
         speech: BTreeMap::new(),
-        decided: BTreeMap::new(),
         reassigned_from: BTreeMap::new(),
         corrections: BTreeMap::new(),
         settled: BTreeMap::new(),
@@ -236,7 +235,6 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
             record.diarized = Some((*attempt, Digest::of(clusters)));
             record.speakers = speakers_of(record.id, *attempt, clusters);
             record.speech = speech_of(record.id, *attempt, clusters);
-            record.decided.clear();
             record.reassigned_from.clear();
             record.settled.clear();
             // What becomes of each is told by the events that follow.
@@ -245,16 +243,11 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
                 correction.candidates.clear();
             }
         }
-        MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, evidence } => {
-            let digest = Decision::digest_of(Some((*profile_id, *confidence)), evidence);
-            record.decided.insert(*speaker_id, digest);
+        MeetingEvent::SpeakerIdentified { speaker_id, profile_id, confidence, .. } => {
             let link = Link { profile_id: *profile_id, confidence: Some(*confidence), by: LinkedBy::Machine };
             relink(record, *speaker_id, Some(link));
         }
-        MeetingEvent::SpeakerNotIdentified { speaker_id, evidence } => {
-            record.decided.insert(*speaker_id, Decision::digest_of(None, evidence));
-            relink(record, *speaker_id, None);
-        }
+        MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => relink(record, *speaker_id, None),
         MeetingEvent::SpeakerReassigned { speaker_id, from, to, reason, carried_from, .. } => {
             // An event that gives another author to what is so already leaves nothing to undo.
             if from != to || !record.reassigned_from.contains_key(speaker_id) {

@@ -38,11 +38,7 @@ fn diarized(stretches: &[(&str, u32, u32)], known: &[(&str, u128)]) -> MeetingCo
         let (confidence, evidence) = (confidence(0.91), evidence());
         (parsed(label), Decision::Identified { profile_id: id(*person), confidence, evidence })
     };
-    MeetingCommand::RecordSpeakers {
-        clusters,
-        decisions: known.iter().map(identified).collect(),
-        matched: vec![],
-    }
+    MeetingCommand::RecordSpeakers { clusters, decisions: known.iter().map(identified).collect() }
 }
 
 /// Two people speak: A for a minute, B for half of one.
@@ -211,7 +207,6 @@ fn where_there_is_doubt_a_decision_waits_for_a_person() {
             .try_into()
             .unwrap(),
             decisions: vec![],
-            matched: vec![],
         },
         reassign(speaker(1, "a"), Some(1)),
         complete(),

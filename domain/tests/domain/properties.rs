@@ -212,7 +212,7 @@ fn speakers() -> impl Strategy<Value = (ClusterId, MeetingCommand)> {
             let unidentified = Decision::NotIdentified { evidence: why_not };
             let decisions = vec![(first.clone(), identified), (second, unidentified)];
             let clusters = Diarization::try_from(Vec::from(clusters)).ok()?;
-            Some((first, MeetingCommand::RecordSpeakers { clusters, decisions, matched: vec![] }))
+            Some((first, MeetingCommand::RecordSpeakers { clusters, decisions }))
         },
     )
 }

@@ -234,8 +234,8 @@ impl EventStream {
     /// one; an event refused makes the broker refuse all after it. The sequence alone would not do: if the
     /// stream has three messages more than expected, the first three events are refused and the fourth one
     /// fits. So each also expects the one before it by its id. In such a chain an acknowledgement answers for
-    /// all events before it, and most go without one of their own: it costs the broker and us as much as the
-    /// event does. The first has one, as it tells why the broker refuses.
+    /// all events before it, and most go without one of their own, which broker and publisher would have
+    /// to make, send and read. The first has one, as it tells why the broker refuses.
     ///
     /// Without `expected`, an event that the broker remembers by its id is not taken again, and each is
     /// acknowledged.

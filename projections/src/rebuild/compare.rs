@@ -81,6 +81,7 @@ const TABLES: [Compared; 10] = [
             "previous_by",
             "previous_confidence",
             "correlation_id",
+            "carried_from",
         ],
         counts: "true",
     },

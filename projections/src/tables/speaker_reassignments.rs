@@ -33,12 +33,15 @@ pub struct ReassignmentRow {
     pub actor: Option<String>,
     /// `person`, `service` or `system`.
     pub actor_kind: Option<String>,
-    /// Who had made the link before: `machine` or `person`; none if there was no link.
+    /// Who had made the link before, or had said that it is nobody known: `machine` or `person`; none if nobody
+    /// had.
     pub previous_by: Option<String>,
     /// How sure the machine had been of the link before.
     pub previous_confidence: Option<f64>,
     /// What the command belonged to.
     pub correlation_id: Option<String>,
+    /// The speaker of an earlier diarization about whom a person had decided, where that was carried over.
+    pub carried_from: Option<Uuid>,
 }
 
 // A reason may be about people: it does not show itself in a log by way of `{:?}`.
@@ -55,7 +58,8 @@ pub async fn of_meeting(
 ) -> Result<Vec<ReassignmentRow>, sqlx::Error> {
     sqlx::query_as(
         "SELECT position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id,
-                to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id
+                to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id,
+                carried_from
            FROM speaker_reassignments WHERE meeting_id = $1",
     )
     .bind(meeting)
@@ -68,15 +72,17 @@ macro_rules! insert {
     () => {
         "INSERT INTO speaker_reassignments
                 (position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id,
-                 to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id)
+                 to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id,
+                 carried_from)
          SELECT position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id,
-                to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id
+                to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence, correlation_id,
+                carried_from
            FROM UNNEST ($1::bigint[], $2::timestamptz[], $3::uuid[], $4::bigint[], $5::uuid[], $6::text[],
                         $7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::text[], $12::text[],
-                        $13::float8[], $14::text[])
+                        $13::float8[], $14::text[], $15::uuid[])
              AS new (position, recorded_at, meeting_id, sequence, speaker_id, cluster_id, from_profile_id,
                      to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence,
-                     correlation_id)"
+                     correlation_id, carried_from)"
     };
 }
 
@@ -95,7 +101,8 @@ pub fn update(rows: &[&ReassignmentRow]) -> Option<Statement> {
              cluster_id = excluded.cluster_id, from_profile_id = excluded.from_profile_id,
              to_profile_id = excluded.to_profile_id, reason = excluded.reason, actor = excluded.actor,
              actor_kind = excluded.actor_kind, previous_by = excluded.previous_by,
-             previous_confidence = excluded.previous_confidence, correlation_id = excluded.correlation_id",
+             previous_confidence = excluded.previous_confidence, correlation_id = excluded.correlation_id,
+             carried_from = excluded.carried_from",
     );
     statement(update, rows)
 }
@@ -118,7 +125,8 @@ fn statement(sql: &'static str, rows: &[&ReassignmentRow]) -> Option<Statement> 
         .bind(column!(rows, row => row.actor_kind.as_deref()))
         .bind(column!(rows, row => row.previous_by.as_deref()))
         .bind(column!(rows, row => row.previous_confidence))
-        .bind(column!(rows, row => row.correlation_id.as_deref()));
+        .bind(column!(rows, row => row.correlation_id.as_deref()))
+        .bind(column!(rows, row => row.carried_from));
     Some(statement)
 }
 
@@ -138,7 +146,7 @@ impl CopyRow for ReassignmentRow {
     const COPY: &'static str =
         "COPY speaker_reassignments (position, recorded_at, meeting_id, sequence, speaker_id, cluster_id,
              from_profile_id, to_profile_id, reason, actor, actor_kind, previous_by, previous_confidence,
-             correlation_id) FROM STDIN (FORMAT binary)";
+             correlation_id, carried_from) FROM STDIN (FORMAT binary)";
 
     fn fields(&self, fields: &mut Fields<'_>) {
         fields.bigint(Some(self.position));
@@ -155,5 +163,6 @@ impl CopyRow for ReassignmentRow {
         fields.text(self.previous_by.as_deref());
         fields.float(self.previous_confidence);
         fields.text(self.correlation_id.as_deref());
+        fields.uuid(self.carried_from);
     }
 }

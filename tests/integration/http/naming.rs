@@ -181,14 +181,14 @@ async fn a_voice_that_makes_no_sense_is_refused_and_leaves_nothing() {
     let with = |voice: Value| json!({"clusters": [{"cluster_id": "a", "speech_ms": 60_000, "voice": voice}]});
     let of = |model: &str, vector: Value| with(json!({"model": model, "vector": vector}));
     for (body, code) in [
-        (of("unheard-of", json!([1, 0])), "invalid_value"),
-        (of(MODEL, json!([1, 0, 0])), "invalid_value"),
-        (of("other", json!([1, 0])), "invalid_value"),
-        (of(MODEL, json!([0, 0])), "invalid_body"),
-        (of(MODEL, json!([])), "invalid_body"),
-        (of(MODEL, json!([1e39, 0])), "invalid_body"),
+        (of("unheard-of", json!([1, 0])), "unknown_voice_model"),
+        (of(MODEL, json!([1, 0, 0])), "wrong_dimension"),
+        (of("other", json!([1, 0])), "wrong_dimension"),
+        (of(MODEL, json!([0, 0])), "invalid_vector"),
+        (of(MODEL, json!([])), "invalid_vector"),
+        (of(MODEL, json!([1e39, 0])), "invalid_vector"),
         (of(MODEL, json!([null, 0])), "invalid_body"),
-        (of(MODEL, json!(vec![1.0; 2049])), "invalid_body"),
+        (of(MODEL, json!(vec![1.0; 2049])), "invalid_vector"),
         (with(json!({"model": MODEL})), "invalid_body"),
         (with(json!([MODEL, [1, 0]])), "invalid_body"),
         (

@@ -55,13 +55,13 @@ async fn a_voice_is_enrolled_once_and_removed_again_and_its_numbers_stay_in_the_
         body
     };
     for (body, code) in [
-        (unfit(&|body| body["vector"] = json!(vec![0.0; 256])), "invalid_body"),
-        (unfit(&|body| body["vector"] = json!(vec![1.0; 255])), "invalid_value"),
-        (unfit(&|body| body["vector"] = json!(vec![1e39; 256])), "invalid_body"),
-        (unfit(&|body| body["vector"] = json!(vec![1.0; 2049])), "invalid_body"),
-        (unfit(&|body| body["vector"] = json!([])), "invalid_body"),
+        (unfit(&|body| body["vector"] = json!(vec![0.0; 256])), "invalid_vector"),
+        (unfit(&|body| body["vector"] = json!(vec![1.0; 255])), "wrong_dimension"),
+        (unfit(&|body| body["vector"] = json!(vec![1e39; 256])), "invalid_vector"),
+        (unfit(&|body| body["vector"] = json!(vec![1.0; 2049])), "invalid_vector"),
+        (unfit(&|body| body["vector"] = json!([])), "invalid_vector"),
         (unfit(&|body| body["vector"] = json!("0.1")), "invalid_body"),
-        (unfit(&|body| body["model"] = json!("unheard-of")), "invalid_value"),
+        (unfit(&|body| body["model"] = json!("unheard-of")), "unknown_voice_model"),
         (unfit(&|body| body["name"] = json!("Ada")), "invalid_body"),
     ] {
         let (status, refused) = server.post(&path, &body).await;

@@ -36,6 +36,7 @@ struct Said {
     actor_kind: Option<String>,
     previous_by: Option<String>,
     correlation_id: Option<String>,
+    carried_from: Option<Uuid>,
 }
 
 impl From<Reassignment> for Said {
@@ -53,6 +54,7 @@ impl From<Reassignment> for Said {
             actor_kind: row.actor_kind,
             previous_by: row.previous_by,
             correlation_id: row.correlation_id,
+            carried_from: row.carried_from,
         }
     }
 }
@@ -64,7 +66,8 @@ async fn said(pool: &PgPool) -> Vec<Said> {
                 (p ->> 'speaker_id')::uuid AS speaker_id, (p ->> 'from')::uuid AS from_profile_id,
                 (p ->> 'to')::uuid AS to_profile_id, p ->> 'reason' AS reason, metadata ->> 'actor' AS actor,
                 metadata ->> 'actor_kind' AS actor_kind, p ->> 'previous_by' AS previous_by,
-                metadata ->> 'correlation_id' AS correlation_id
+                metadata ->> 'correlation_id' AS correlation_id,
+                (p #>> '{carried_from,speaker_id}')::uuid AS carried_from
            FROM log.events e, LATERAL (SELECT payload -> 'SpeakerReassigned' AS p) q
           WHERE event_type = 'SpeakerReassigned' AND NOT EXISTS (
                 SELECT FROM log.events x WHERE x.aggregate_id = e.aggregate_id

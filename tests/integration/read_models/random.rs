@@ -207,7 +207,7 @@ fn speakers(random: &mut fastrand::Rng) -> MeetingCommand {
         (label.parse().unwrap(), decision)
     };
     let decisions = labels.iter().map(decision).collect();
-    MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions, matched: vec![] }
+    MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions }
 }
 
 /// Any command of a profile; some are refused.

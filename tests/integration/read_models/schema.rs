@@ -45,6 +45,7 @@ speaker_reassignments 11 actor_kind text
 speaker_reassignments 12 previous_by character varying(50)
 speaker_reassignments 13 previous_confidence double precision
 speaker_reassignments 14 correlation_id text
+speaker_reassignments 15 carried_from uuid
 speakers 1 id uuid not null
 speakers 2 meeting_id uuid
 speakers 3 cluster_id character varying(50)

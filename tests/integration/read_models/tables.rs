@@ -204,7 +204,7 @@ async fn speaker_reassignments_has_what_was_said_until_the_meeting_is_erased() {
         let speaker_id = speaker(M, attempt, cluster.unwrap_or("gone"));
         json!({"position": sequence, "meeting_id": M, "sequence": sequence, "speaker_id": speaker_id,
                "cluster_id": cluster, "from_profile_id": from, "to_profile_id": to,
-               "reason": "heard it", "actor": "test", "actor_kind": "system", "correlation_id": null,
+               "reason": "heard it", "actor": "test", "actor_kind": "system", "correlation_id": null, "carried_from": null,
                "previous_by": from.map(|_| "machine"), "previous_confidence": sure})
     };
     let first = row(5, 1, Some("a"), Some(ADA), Some(BO));

@@ -17,11 +17,11 @@ use tokio::time::timeout;
 /// How long the browser may take to start, and a page to come.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The directory into which pictures of pages are written, if it is named.
-pub const PICTURES: &str = "MINUTEBOOK_PICTURES";
+pub(crate) const PICTURES: &str = "MINUTEBOOK_PICTURES";
 
 /// How wide the window is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Screen {
+pub(crate) enum Screen {
     /// 1200 pixels.
     Desk,
     /// 390 pixels, as a phone has.
@@ -29,9 +29,9 @@ pub enum Screen {
 }
 
 /// A browser, closed when it is dropped.
-pub struct Browser {
+pub(crate) struct Browser {
     /// What drives it.
-    pub client: Client,
+    pub(crate) client: Client,
     screen: Screen,
     driver: Child,
     port: u16,
@@ -40,9 +40,9 @@ pub struct Browser {
 
 impl Browser {
     /// Starts a browser; says loudly that `test` was left out where there is none.
-    pub async fn start(test: &str, screen: Screen) -> Option<Self> {
+    pub(crate) async fn start(test: &str, screen: Screen) -> Option<Self> {
         if [find("chromedriver"), find("chromium").or(find("chromium-browser"))].contains(&None) {
-            crate::left_out(&format!("{test} needs a browser, and PATH has no chromium with chromedriver"));
+            tests::left_out(&format!("{test} needs a browser, and PATH has no chromium with chromedriver"));
             return None;
         }
         let mut driver = Command::new(find("chromedriver")?)
@@ -74,24 +74,24 @@ impl Browser {
     }
 
     /// Opens an address.
-    pub async fn open(&self, url: &str) {
+    pub(crate) async fn open(&self, url: &str) {
         timeout(PATIENCE, self.client.goto(url)).await.unwrap().unwrap();
     }
 
     /// Clicks on what the CSS selector finds, and waits for what `then` finds.
-    pub async fn click(&self, selector: &str, then: &str) {
+    pub(crate) async fn click(&self, selector: &str, then: &str) {
         self.client.find(Locator::Css(selector)).await.unwrap().click().await.unwrap();
         self.wait_for(then).await;
     }
 
     /// Follows the link with this text, and waits for what `then` finds.
-    pub async fn follow(&self, text: &str, then: &str) {
+    pub(crate) async fn follow(&self, text: &str, then: &str) {
         self.client.find(Locator::LinkText(text)).await.unwrap().click().await.unwrap();
         self.wait_for(then).await;
     }
 
     /// Waits for what the CSS selector finds.
-    pub async fn wait_for(&self, selector: &str) {
+    pub(crate) async fn wait_for(&self, selector: &str) {
         let found = self.client.wait().at_most(PATIENCE).for_element(Locator::Css(selector)).await;
         if let Err(error) = found {
             panic!("{selector} does not come: {error}\n{}", self.text("body").await);
@@ -99,29 +99,29 @@ impl Browser {
     }
 
     /// Writes into the field that the CSS selector finds.
-    pub async fn write(&self, selector: &str, text: &str) {
+    pub(crate) async fn write(&self, selector: &str, text: &str) {
         let field = self.client.find(Locator::Css(selector)).await.unwrap();
         field.clear().await.unwrap();
         field.send_keys(text).await.unwrap();
     }
 
     /// Returns the text that is seen of what the CSS selector finds.
-    pub async fn text(&self, selector: &str) -> String {
+    pub(crate) async fn text(&self, selector: &str) -> String {
         self.client.find(Locator::Css(selector)).await.unwrap().text().await.unwrap()
     }
 
     /// Returns how many elements the CSS selector finds.
-    pub async fn count(&self, selector: &str) -> usize {
+    pub(crate) async fn count(&self, selector: &str) -> usize {
         self.client.find_all(Locator::Css(selector)).await.unwrap().len()
     }
 
     /// Returns what a function's body returns in the page; it is the driver's script, not the page's.
-    pub async fn ask(&self, body: &str) -> Value {
+    pub(crate) async fn ask(&self, body: &str) -> Value {
         self.client.execute(body, vec![]).await.unwrap()
     }
 
     /// Writes a picture of the page, if a directory for pictures is named.
-    pub async fn picture(&self, name: &str) {
+    pub(crate) async fn picture(&self, name: &str) {
         let Some(directory) = std::env::var_os(PICTURES) else { return };
         let picture = self.client.screenshot().await.unwrap();
         let suffix = if self.screen == Screen::Phone { "-phone" } else { "" };
