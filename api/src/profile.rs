@@ -59,7 +59,7 @@ struct Line {
 #[serde(deny_unknown_fields)]
 struct Sample {
     model: ModelId,
-    vector: Vec<f32>,
+    vector: Vec<f64>,
     source: Option<SampleSource>,
 }
 
@@ -149,7 +149,7 @@ impl Import<'_> {
             bail!("a profile has at most {MAX_SAMPLES} voice samples");
         }
         let voices = samples.into_iter().map(|Sample { model, vector, source }| {
-            let voice = self.models.voice(model, vector)?;
+            let voice = self.models.voice(model, &vector)?;
             Ok((SampleId::derive(secret, id, &voice), voice, source))
         });
         // All of them are good before the first one is enrolled.

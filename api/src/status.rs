@@ -76,7 +76,9 @@ pub(crate) struct Voices {
     pub(crate) processes: i64,
     pub(crate) position: i64,
     pub(crate) lag_events: i64,
-    pub(crate) noted_seconds: f64,
+    /// How long ago that was, where the log has gone on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) noted_seconds: Option<f64>,
 }
 
 /// Prints the status.
@@ -117,6 +119,7 @@ pub(crate) async fn status(book: &Book) -> Result<Status, sqlx::Error> {
 const fn voices(followers: Followers, head: i64) -> Voices {
     let Followers { processes, position, noted_seconds } = followers;
     let lag_events = if head > position { head - position } else { 0 };
+    let noted_seconds = if lag_events > 0 { Some(noted_seconds) } else { None };
     Voices { processes, position, lag_events, noted_seconds }
 }
 
@@ -150,11 +153,10 @@ fn table(status: &Status) -> Table {
     row("tables", format!("position {}, {lag}", read_models.position));
     if let Some(Voices { processes, position, lag_events, noted_seconds }) = voices {
         // The log may have gone on since.
-        let lag = if *lag_events == 0 {
-            "up to date".to_owned()
-        } else {
-            format!("noted {noted_seconds:.1} s ago, {lag_events} events before the log's end")
-        };
+        let lag = noted_seconds.map_or_else(
+            || "up to date".to_owned(),
+            |seconds| format!("noted {seconds:.1} s ago, {lag_events} events before the log's end"),
+        );
         let processes =
             if *processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") };
         row("voices", format!("position {position}, {lag}, in {processes}"));

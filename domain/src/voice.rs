@@ -123,8 +123,9 @@ impl VoiceModels {
         }
     }
 
-    /// Makes a voice of what a known model gave.
-    pub fn voice(&self, model: ModelId, numbers: Vec<f32>) -> Result<Voice, VoiceError> {
+    /// Makes a voice of what a known model gave. What is too large for the numbers of a vector is not finite.
+    pub fn voice(&self, model: ModelId, numbers: &[f64]) -> Result<Voice, VoiceError> {
+        let numbers = numbers.iter().map(|number| *number as f32).collect::<Vec<_>>();
         let voice = Voice { model, vector: numbers.try_into()? };
         self.check(&voice)?;
         Ok(voice)

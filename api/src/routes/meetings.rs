@@ -223,7 +223,7 @@ struct SpeakerVoice {
     model: ModelId,
     /// The embedding: as many finite numbers as the model gives, not all zero.
     #[schema(value_type = Vec<f32>, max_items = 2048, example = json!([0.0917, -0.0312]))]
-    vector: Vec<f32>,
+    vector: Vec<f64>,
 }
 
 /// A stretch of speech.
@@ -242,7 +242,7 @@ impl Speakers {
     fn diarization(self, models: &VoiceModels) -> Result<Diarization, Problem> {
         let segment =
             |Object(s): Object<SpeechSegment>| Segment { start_ms: s.start_ms, duration_ms: s.duration_ms };
-        let voice = |Object(SpeakerVoice { model, vector })| models.voice(model, vector);
+        let voice = |Object(SpeakerVoice { model, vector })| models.voice(model, &vector);
         let cluster = |Object(cluster): Object<SpeakerCluster>| {
             Ok(Cluster {
                 cluster_id: cluster.cluster_id,

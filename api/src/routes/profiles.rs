@@ -94,7 +94,7 @@ struct NewSample {
     model: ModelId,
     /// The embedding: as many finite numbers as the model gives, not all zero.
     #[schema(value_type = Vec<f32>, max_items = 2048, example = json!([0.0917, -0.0312]))]
-    vector: Vec<f32>,
+    vector: Vec<f64>,
     /// Where the sample came from.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 200, example = "onboarding call")]
     source: Option<SampleSource>,
@@ -112,7 +112,7 @@ async fn enrol(
     Id(id): Id<ProfileId>,
     Command { body: NewSample { model, vector, source }, context }: Command<NewSample>,
 ) -> Result<Response, Problem> {
-    let voice = state.config.voice_models().voice(model, vector)?;
+    let voice = state.config.voice_models().voice(model, &vector)?;
     let sample_id = SampleId::derive(&state.book.store.identity().secret, id, &voice);
     let enrol = ProfileCommand::EnrolVoice { sample_id, voice, source, at: now() };
     let answer = CommandAnswer::new(state.book.bus.profile(id, enrol, &context).await?)?;
