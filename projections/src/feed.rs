@@ -11,6 +11,7 @@ pub mod publication;
 pub mod publisher;
 pub mod refill;
 pub mod schemas;
+pub mod sending;
 pub mod source;
 pub mod stream;
 pub mod subscriber;

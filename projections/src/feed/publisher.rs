@@ -24,14 +24,17 @@ use uuid::Uuid;
 use super::cloud_event::CloudEvent;
 use super::public_event::{EVENT_TYPES, Progress};
 use super::publication::{self, Publication};
+use super::sending::{Published, Sending, Stop};
 use super::source::{Source, newest_of_each_type};
-use super::stream::{self, EventStream, Published, Stop, StreamConfig, StreamError, Tail};
+use super::stream::{self, EventStream, StreamConfig, StreamError, Tail};
 use super::withheld;
 use crate::freshness;
 use crate::projector::Projection;
 
-/// What is read and published in one turn.
+/// What is read at once.
 pub const BATCH: BatchLimits = BatchLimits { events: 2048, bytes: 8 * 1024 * 1024 };
+/// How many events are published in one turn, as long as they are at hand. Between two turns nothing is under way.
+const TURN: usize = 16_384;
 /// How often a publisher that stands by asks for the lock.
 const STANDBY: Duration = Duration::from_millis(500);
 /// How often one that refuses to go on looks again.
@@ -277,7 +280,7 @@ pub(super) async fn connect(store: &EventStore) -> Result<PgConnection, PublishE
     Ok(connection)
 }
 
-/// What is published in one turn.
+/// What is read at once.
 struct Batch {
     events: Vec<CloudEvent>,
     /// What is passed over.
@@ -424,42 +427,67 @@ impl Leader<'_> {
     ) -> Result<std::convert::Infallible, PublishError> {
         let mut progress = tokio::time::interval(PROGRESS);
         progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut at_hand = None;
         loop {
-            tokio::select! {
-                batch = batches.recv() => {
-                    let batch = batch.ok_or(PublishError::ReaderGone)??;
-                    self.publish_batch(batch).await?;
-                    *self.failures = 0;
-                }
+            let batch = tokio::select! {
+                batch = next(&mut at_hand, &mut batches) => batch?,
                 _ = progress.tick() => {
                     self.look_around().await?;
                     self.publish_released().await?;
                     self.tell_progress().await?;
+                    continue;
                 }
-            }
+            };
+            at_hand = self.publish_turn(batch, &mut batches).await?;
+            *self.failures = 0;
         }
     }
 
-    async fn publish_batch(&mut self, batch: Batch) -> Result<(), PublishError> {
-        let Batch { events, withheld, until, newest } = batch;
-        withheld::note(&mut self.connection, &self.config.name, &withheld)
+    /// Publishes a batch and those at hand after it, so that the broker does not wait between them. Returns the
+    /// batch that has to wait for the next turn, if there is one.
+    async fn publish_turn(
+        &mut self,
+        mut batch: Batch,
+        batches: &mut mpsc::Receiver<Result<Batch, PublishError>>,
+    ) -> Result<Option<Result<Batch, PublishError>>, PublishError> {
+        // Before anything after it is on the stream: the stream's tail will say that all before it is done.
+        withheld::note(&mut self.connection, &self.config.name, &batch.withheld)
             .await
             .map_err(database("noting what is withheld"))?;
         let mut turn = self.connection.begin().await.map_err(database("taking the turn"))?;
-        let noted = publication::hold(&mut turn, &self.config.name, self.epoch)
+        // A refill may have had its turn in between; it may also have come further than this publisher.
+        self.at = publication::hold(&mut turn, &self.config.name, self.epoch)
             .await
             .map_err(database("taking the turn"))?;
-        // A refill may have had its turn in between; it may also have come further than this publisher.
-        self.at = noted;
-        let refilled = events.partition_point(|event| event.position <= noted.position);
-        let positions = events.iter().map(|event| event.position).collect::<Vec<_>>();
-        let expected = u64::try_from(noted.sequence).unwrap_or(0);
-        let messages = events.into_iter().skip(refilled).map(CloudEvent::into_message);
-        let published = self.stream.publish(messages, Some(expected)).await;
+        let expected = u64::try_from(self.at.sequence).unwrap_or(0);
+        let mut sending = Sending::begin(&self.stream, Some(expected));
+        let mut positions = vec![];
+        let at_hand = 'turn: loop {
+            for event in batch.events {
+                if event.position > self.at.position {
+                    positions.push(event.position);
+                    if !sending.send(event.into_message()).await {
+                        break 'turn None;
+                    }
+                }
+            }
+            batch.events = vec![];
+            if positions.len() >= TURN {
+                break None;
+            }
+            match batches.try_recv() {
+                Ok(Ok(next)) if next.withheld.is_empty() => batch = next,
+                Ok(next) => break Some(next),
+                // The next turn finds out that it is closed.
+                Err(_) => break None,
+            }
+        };
+        let published = sending.finish().await;
 
-        let done = positions.get(..refilled + published.events).unwrap_or_default();
+        let done = positions.get(..published.events).unwrap_or_default();
         // What follows the last event was passed over.
-        let reached = if published.stopped.is_none() { until } else { done.last().copied().unwrap_or(0) };
+        let reached =
+            if published.stopped.is_none() { batch.until } else { done.last().copied().unwrap_or(0) };
         if reached > self.at.position {
             self.at.position = reached;
             self.at.sequence = self.at.sequence.max(i64::try_from(published.sequence).unwrap_or(i64::MAX));
@@ -469,11 +497,12 @@ impl Leader<'_> {
         }
         turn.commit().await.map_err(database("noting the position"))?;
         // Whoever was stopped begins anew, and looks it up.
-        self.newest = newest;
+        self.newest = batch.newest;
         metrics::counter!("minutebook_published_events_total").increment(published.events as u64);
         metrics::gauge!("minutebook_publish_position").set(self.at.position as f64);
         self.publishing.send_replace(Publishing::Active { position: self.at.position });
-        outcome(published)
+        outcome(published)?;
+        Ok(at_hand)
     }
 
     /// Publishes what was withheld and may go out now: out of order, but each with its own position.
@@ -530,6 +559,17 @@ impl Leader<'_> {
             EVENT_TYPES.iter().map(|known| (known.full.to_owned(), newest(known.stored))).collect();
         let progress = Progress { epoch: self.epoch, position: self.at.position, newest };
         Ok(self.stream.tell_progress(&progress).await?)
+    }
+}
+
+/// Returns the batch at hand, or waits for the next one.
+async fn next(
+    at_hand: &mut Option<Result<Batch, PublishError>>,
+    batches: &mut mpsc::Receiver<Result<Batch, PublishError>>,
+) -> Result<Batch, PublishError> {
+    match at_hand.take() {
+        Some(batch) => batch,
+        None => batches.recv().await.unwrap_or(Err(PublishError::ReaderGone)),
     }
 }
 

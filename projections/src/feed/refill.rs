@@ -7,8 +7,9 @@ use sqlx::{Connection, Executor};
 use super::cloud_event::CloudEvent;
 use super::publication;
 use super::publisher::{BATCH, PublishError, connect, synchronize};
+use super::sending::Stop;
 use super::source::{Batch, Source};
-use super::stream::{self, EventStream, Stop, StreamConfig, StreamError};
+use super::stream::{self, EventStream, StreamConfig, StreamError};
 use super::withheld;
 
 /// Publishes the events from position `from` to position `to` again, batch by batch, each as the only one

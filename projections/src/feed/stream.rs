@@ -1,35 +1,22 @@
 //! The stream on the broker: created or checked, its tail read, events put on it in order.
 
-use std::collections::VecDeque;
-use std::future::IntoFuture;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{
-    Context, ContextBuilder, GetStreamErrorKind, PublishError, PublishErrorKind,
-};
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::context::{Context, ContextBuilder, GetStreamErrorKind};
 pub use async_nats::jetstream::stream::StorageType;
 use async_nats::jetstream::stream::{Config, RawMessageErrorKind, RetentionPolicy, Stream};
-use async_nats::{Client, ConnectOptions, HeaderMap, HeaderValue, ServerAddr};
-use bytes::Bytes;
-use futures::future::BoxFuture;
+use async_nats::{Client, ConnectOptions, HeaderValue, ServerAddr};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::cloud_event::{AGAIN_SUFFIX, Message, parse_event_id};
+use super::sending::{Published, Sending, WINDOW};
 
 /// The subjects of the stream.
 const SUBJECTS: [&str; 2] = ["minutebook.meeting.*.*", "minutebook.profile.*.*"];
-/// How many events are under way to the broker at once.
-pub const WINDOW: usize = 256;
-/// Of so many events in a chain one is acknowledged: the broker takes none whose predecessor it lacks.
-const LINKS: usize = 32;
 /// How long the broker may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How often a message may have been lost while the broker remembers its id.
-const AGAIN: usize = 5;
 /// How far behind the end of the stream its last message of ours is looked for.
 const FOREIGN: u64 = 1000;
 
@@ -227,104 +214,33 @@ impl EventStream {
         Ok(Tail { sequence: state.last_sequence, event: None })
     }
 
-    /// Publishes events in order, acknowledgements awaited, [`WINDOW`] at once. Says how far it came, and
-    /// what stopped it.
-    ///
-    /// With `expected`, the sequence of the stream's newest message, each event is taken only as the next
-    /// one; an event refused makes the broker refuse all after it. The sequence alone would not do: if the
-    /// stream has three messages more than expected, the first three events are refused and the fourth one
-    /// fits. So each also expects the one before it by its id. In such a chain an acknowledgement answers for
-    /// all events before it, and most go without one of their own, which broker and publisher would have
-    /// to make, send and read. The first has one, as it tells why the broker refuses.
-    ///
-    /// Without `expected`, an event that the broker remembers by its id is not taken again, and each is
-    /// acknowledged.
+    /// Publishes events in order, acknowledgements awaited; see [`Sending`]. Says how far it came, and what
+    /// stopped it.
     pub async fn publish(
         &self,
         messages: impl IntoIterator<Item = Message>,
         expected: Option<u64>,
     ) -> Published {
-        let mut published = Published { events: 0, sequence: expected.unwrap_or(0), stopped: None };
-        let mut window: VecDeque<UnderWay> = VecDeque::with_capacity(WINDOW);
-        let (mut under_way, mut unanswered) = (0, 0);
-        let mut next = expected;
-        let mut before: Option<HeaderValue> = None;
-        let mut messages = messages.into_iter().enumerate().peekable();
-        while let Some((n, Message { subject, mut headers, data, .. })) = messages.next() {
-            if let Some(sequence) = &mut next {
-                headers.insert("Nats-Expected-Last-Sequence", sequence.to_string());
-                *sequence += 1;
-                let id = headers.get("Nats-Msg-Id").cloned();
-                if let Some(before) = std::mem::replace(&mut before, id) {
-                    headers.insert("Nats-Expected-Last-Msg-Id", before);
-                }
-            }
-            if under_way == WINDOW
-                && let Some(oldest) = window.pop_front()
-            {
-                under_way -= oldest.events;
-                if !self.settle(oldest, expected.is_some(), &mut published).await {
-                    return published;
-                }
-            }
-            under_way += 1;
-            unanswered += 1;
-            if expected.is_some() && n % LINKS != 0 && messages.peek().is_some() {
-                let sent = self.context.client().publish_with_headers(subject, headers, data).await;
-                if let Err(error) = sent {
-                    published.stopped = Some(Stop::Failed(StreamError::broker("publishing", error)));
-                    break;
-                }
-                continue;
-            }
-            let again = expected.is_none().then(|| (subject.clone(), headers.clone(), data.clone()));
-            let message = PublishMessage::build().headers(headers).payload(data);
-            match self.context.send_publish(subject, message).await {
-                Ok(sent) => {
-                    let acknowledgement = sent.into_future();
-                    window.push_back(UnderWay { acknowledgement, events: unanswered, again });
-                    unanswered = 0;
-                }
-                Err(error) => {
-                    published.stopped = Some(stop(&error));
-                    break;
-                }
-            }
-        }
-        for oldest in window {
-            let stopped = published.stopped.take();
-            if !self.settle(oldest, expected.is_some(), &mut published).await {
+        let mut sending = Sending::begin(self, expected);
+        for message in messages {
+            if !sending.send(message).await {
                 break;
             }
-            published.stopped = stopped;
         }
-        published
+        sending.finish().await
     }
 
-    /// Waits for an acknowledgement; says whether the event is in its place. The broker may remember the id
-    /// of a message that it no longer has: that one is sent under another id.
-    async fn settle(&self, sent: UnderWay, in_order: bool, published: &mut Published) -> bool {
-        let mut acknowledged = sent.acknowledgement.await;
-        if let Some((subject, mut headers, data)) = sent.again {
-            for _ in 0..AGAIN {
-                let Ok(PublishAck { duplicate: true, sequence, .. }) = &acknowledged else { break };
-                let gone = match self.stream.get_raw_message(*sequence).await {
-                    Ok(_) => false,
-                    Err(error) => error.kind() == RawMessageErrorKind::NoMessageFound,
-                };
-                if !gone {
-                    break;
-                }
-                let id = headers.get("Nats-Msg-Id").map(HeaderValue::to_string).unwrap_or_default();
-                headers.insert("Nats-Msg-Id", format!("{id}{AGAIN_SUFFIX}"));
-                let message = PublishMessage::build().headers(headers.clone()).payload(data.clone());
-                acknowledged = match self.context.send_publish(subject.clone(), message).await {
-                    Ok(sent) => sent.await,
-                    Err(error) => Err(error),
-                };
-            }
+    /// Says whether a message that the stream once had has gone.
+    pub(super) async fn lacks(&self, sequence: u64) -> bool {
+        match self.stream.get_raw_message(sequence).await {
+            Ok(_) => false,
+            Err(error) => error.kind() == RawMessageErrorKind::NoMessageFound,
         }
-        published.settle(acknowledged, sent.events, in_order)
+    }
+
+    /// Returns the way to publish.
+    pub(super) const fn context(&self) -> &Context {
+        &self.context
     }
 
     /// Says where the feed stands, to whoever listens.
@@ -336,74 +252,8 @@ impl EventStream {
     }
 }
 
-/// A message whose acknowledgement has not come yet; in a refill with what it takes to send it again.
-struct UnderWay {
-    acknowledgement: BoxFuture<'static, Result<PublishAck, PublishError>>,
-    /// For how many events it answers.
-    events: usize,
-    again: Option<(String, HeaderMap, Bytes)>,
-}
-
 /// Where progress is told: outside the stream.
 pub const PROGRESS_SUBJECT: &str = "minutebook-progress";
-
-/// How far publishing came.
-#[derive(Debug)]
-pub struct Published {
-    /// How many events the stream has, from the first one given on.
-    pub events: usize,
-    /// The sequence of the newest of them.
-    pub sequence: u64,
-    /// What stopped it before the last.
-    pub stopped: Option<Stop>,
-}
-
-/// What stops publishing.
-#[derive(Debug)]
-pub enum Stop {
-    /// Somebody else has published: the stream's end is not where it was expected.
-    Overtaken,
-    /// The broker failed.
-    Failed(StreamError),
-}
-
-impl Published {
-    /// Takes the acknowledgement that answers for so many `events`; says whether they are in their places.
-    fn settle(
-        &mut self,
-        acknowledgement: Result<PublishAck, PublishError>,
-        events: usize,
-        in_order: bool,
-    ) -> bool {
-        match acknowledgement {
-            Ok(ack) if in_order && (ack.duplicate || ack.sequence != self.sequence + events as u64) => {
-                self.stopped = Some(Stop::Overtaken);
-                false
-            }
-            Ok(ack) => {
-                self.events += events;
-                self.sequence = self.sequence.max(ack.sequence);
-                true
-            }
-            Err(error) => {
-                self.stopped = Some(stop(&error));
-                false
-            }
-        }
-    }
-}
-
-fn stop(error: &PublishError) -> Stop {
-    match error.kind() {
-        PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => Stop::Overtaken,
-        PublishErrorKind::StreamNotFound
-        | PublishErrorKind::TimedOut
-        | PublishErrorKind::BrokenPipe
-        | PublishErrorKind::MaxAckPending
-        | PublishErrorKind::MaxPayloadExceeded
-        | PublishErrorKind::Other => Stop::Failed(StreamError::broker("publishing", error)),
-    }
-}
 
 fn is_missing(kind: GetStreamErrorKind) -> bool {
     match kind {
