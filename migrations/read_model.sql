@@ -77,7 +77,7 @@ CREATE TABLE speaker_reassignments (
     cluster_id          varchar(50),
     from_profile_id     uuid,                   -- null for nobody known, as below
     to_profile_id       uuid,
-    reason              text NOT NULL,
+    reason              text,                   -- null for one that was destroyed
     actor               text,                   -- an opaque id
     actor_kind          text,                   -- person, service or system
     previous_by         varchar(50),            -- whose word it replaced: machine or person; null for nobody's

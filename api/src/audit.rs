@@ -258,7 +258,7 @@ fn cells(AuditRow { reassignment: row, event, meeting_before }: &AuditRow) -> [S
         text(&row.cluster_id),
         id(row.from_profile_id),
         id(row.to_profile_id),
-        inert(&row.reason),
+        text(&row.reason),
         text(&row.actor),
         text(&row.actor_kind),
         text(&row.previous_by),
@@ -362,7 +362,7 @@ fn table(rows: &[AuditRow]) -> Table {
             person(row.to_profile_id, &row.to_name),
             plain(&format!("{}:{}", kind.unwrap_or("?"), actor.unwrap_or("?"))),
             format!("{}{sure}", row.previous_by.as_deref().unwrap_or("nothing")),
-            plain(&row.reason),
+            row.reason.as_deref().map(plain).unwrap_or_default(),
         ]);
     }
     table

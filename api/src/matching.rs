@@ -7,6 +7,7 @@ use std::thread::available_parallelism;
 
 use domain::speaker::{Cluster, ClusterId, Decision, Diarization};
 use domain::speaker_matching::{ClusterVoice, Policy, VoiceIndex, match_meeting};
+use domain::voice::Voice;
 use event_store::log;
 use projections::voice_index::Voices;
 use sqlx::PgPool;
@@ -50,7 +51,12 @@ impl Matching {
         }
         let name = |index: &VoiceIndex, policies: &[Policy]| {
             let voices = clusters.clusters().iter().filter_map(spoken).collect::<Vec<_>>();
-            let matched = match_meeting(index, policies, &voices);
+            let clusters_voices = voices.iter().map(|(cluster, voice)| ClusterVoice {
+                cluster_id: &cluster.cluster_id,
+                voice,
+                speech_ms: cluster.total_speech_ms(),
+            });
+            let matched = match_meeting(index, policies, &clusters_voices.collect::<Vec<_>>());
             (clusters, matched)
         };
         self.compare(pool, deadline, name).await
@@ -81,7 +87,6 @@ impl Matching {
     }
 }
 
-fn spoken(cluster: &Cluster) -> Option<ClusterVoice<'_>> {
-    let (cluster_id, voice) = (&cluster.cluster_id, cluster.voice.as_ref()?);
-    Some(ClusterVoice { cluster_id, voice, speech_ms: cluster.total_speech_ms() })
+fn spoken(cluster: &Cluster) -> Option<(&Cluster, Voice)> {
+    Some((cluster, cluster.voice.as_ref()?.known()?))
 }

@@ -180,7 +180,7 @@ async fn diarizations(
 
 fn spoken(cluster: Cluster, models: &VoiceModels) -> Option<SpokenCluster> {
     let speech_ms = cluster.total_speech_ms();
-    let voice = cluster.voice.filter(|voice| models.check(voice).is_ok())?;
+    let voice = cluster.voice?.known().filter(|voice| models.check(voice).is_ok())?;
     Some(SpokenCluster { cluster_id: cluster.cluster_id, voice, speech_ms })
 }
 

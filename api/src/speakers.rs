@@ -232,7 +232,7 @@ impl Told {
                 self.latest.insert(speaker_id, decision(stored, "not_identified", None));
             }
             MeetingEvent::SpeakerReassigned { speaker_id, reason, carried_from, .. } => {
-                let reason = Some(reason.as_str().to_owned());
+                let reason = reason.known().map(|reason| reason.as_str().to_owned());
                 let latest = LatestDecision { carried_from, ..decision(stored, "reassigned", reason) };
                 self.latest.insert(speaker_id, latest);
             }

@@ -5,6 +5,7 @@ use serde_json::{Number, Value};
 
 use crate::ValueError;
 use crate::ids::ArtifactId;
+use crate::personal_data::{self, Personal};
 use crate::text::{check, text_type};
 
 /// The most bytes that an artifact's `meta` has as JSON.
@@ -87,6 +88,10 @@ impl TryFrom<Value> for Meta {
         if has_nul(&value) {
             return Err(ValueError::new("meta", "must not hold a NUL character"));
         }
+        // What an event has under this name is sealed.
+        if value.get("sealed").is_some() {
+            return Err(ValueError::new("meta", "must not have a field named sealed"));
+        }
         Ok(Self(as_jsonb_has_it(value)))
     }
 }
@@ -150,8 +155,8 @@ pub struct Artifact {
     /// Where it is.
     pub s3_key: S3Key,
     /// What else is known of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub meta: Option<Meta>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "personal_data::present")]
+    pub meta: Option<Personal<Meta>>,
 }
 
 #[cfg(test)]

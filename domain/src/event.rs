@@ -48,6 +48,16 @@ pub enum DecodeError {
         /// The newest version that is known.
         newest: &'static str,
     },
+    /// What is sealed in it does not open: it was damaged, or belongs elsewhere.
+    #[error("the sealed {field} of a {event_type} does not open: it is damaged, or belongs elsewhere")]
+    DoesNotOpen {
+        /// The stored type.
+        event_type: String,
+        /// The stored version.
+        event_version: String,
+        /// Which value.
+        field: &'static str,
+    },
     /// The payload is of another type than its row says.
     #[error("payload is a {found}, its row says {expected}")]
     AnotherType {

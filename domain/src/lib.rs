@@ -11,6 +11,7 @@ pub mod event;
 pub mod file;
 pub mod ids;
 pub mod meeting;
+pub mod personal_data;
 pub mod profile;
 pub mod speaker;
 pub mod speaker_matching;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::ValueError;
 use crate::ids::{ProfileId, SpeakerId};
 use crate::text::{check, text_type};
-use crate::voice::{ModelId, Voice};
+use crate::voice::{KeptVoice, ModelId};
 
 /// The most clusters of one meeting.
 pub const MAX_CLUSTERS: usize = 500;
@@ -67,7 +67,7 @@ pub struct Cluster {
     pub speech_ms: Option<u32>,
     /// Its voice, where the pipeline computed one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub voice: Option<Voice>,
+    pub voice: Option<KeptVoice>,
 }
 
 impl Cluster {
@@ -139,6 +139,11 @@ impl Diarization {
     /// Returns the clusters, in order of label.
     pub fn clusters(&self) -> &[Cluster] {
         &self.0
+    }
+
+    /// Returns the clusters. What orders and bounds them is to stay as it is.
+    pub(crate) fn clusters_mut(&mut self) -> &mut [Cluster] {
+        &mut self.0
     }
 }
 

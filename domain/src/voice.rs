@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ValueError;
+use crate::personal_data::Personal;
 use crate::text::{check, text_type};
 
 /// The most numbers that a vector of any model has.
@@ -77,6 +78,29 @@ pub struct Voice {
     pub model: ModelId,
     /// The embedding.
     pub vector: Vector,
+}
+
+/// A voice as events keep it: the vector is sealed in the log, the model is not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeptVoice {
+    /// The embedding model.
+    pub model: ModelId,
+    /// The embedding.
+    pub vector: Personal<Vector>,
+}
+
+impl KeptVoice {
+    /// Returns the voice, if it is known.
+    pub fn known(&self) -> Option<Voice> {
+        let vector = self.vector.known()?.clone();
+        Some(Voice { model: self.model.clone(), vector })
+    }
+}
+
+impl From<Voice> for KeptVoice {
+    fn from(Voice { model, vector }: Voice) -> Self {
+        Self { model, vector: Personal::Known(vector) }
+    }
 }
 
 /// Why a voice is refused.

@@ -43,9 +43,9 @@ pub struct Reassignment {
     /// How that person is called today; null also for whoever has been forgotten.
     #[schema(example = "Grace Hopper")]
     pub to_name: Option<String>,
-    /// Why.
+    /// Why; null for a reason that was destroyed.
     #[schema(example = "I was there")]
-    pub reason: String,
+    pub reason: Option<String>,
     /// Who said so, as an opaque id.
     #[schema(example = "reviewer-7")]
     pub actor: Option<String>,

@@ -11,6 +11,7 @@ use domain::Event;
 use domain::artifact::Artifact;
 use domain::ids::{MeetingId, ProfileId};
 use domain::meeting::{MeetingCompleted, MeetingEvent, MeetingRegistered};
+use domain::personal_data::Personal;
 use domain::profile::ProfileEvent;
 use domain::speaker::Speaker;
 use event_store::log::{Provenance, Recorded};
@@ -164,7 +165,7 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
                 cluster_id: speaker.and_then(|speaker| speaker.cluster_id.clone()),
                 from_profile_id: from.map(|profile| profile.as_uuid()),
                 to_profile_id,
-                reason: reason.as_str().to_owned(),
+                reason: reason.known().map(|reason| reason.as_str().to_owned()),
                 actor,
                 actor_kind,
                 previous_by: previous_by.map(|by| by.as_str().to_owned()),
@@ -198,7 +199,8 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
         }
         MeetingEvent::StageResultCached { stage, content_fp, value, expires_at } => {
             let key = format!("{stage}:{content_fp}");
-            let entry = Some((value.clone(), *expires_at));
+            // What is destroyed still takes the place of what was there before it.
+            let entry = value.known().map(|value| (value.clone(), *expires_at));
             rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry });
         }
         MeetingEvent::MeetingCompleted(completed) => complete(rows, id, completed),
@@ -283,7 +285,7 @@ fn artifact_row(meeting: MeetingId, artifact: &Artifact) -> ArtifactRow {
         meeting_id: Some(meeting.as_uuid()),
         artifact_type: artifact.artifact_type.as_str().to_owned(),
         s3_key: Some(artifact.s3_key.as_str().to_owned()),
-        meta: artifact.meta.as_ref().map(|meta| meta.as_value().clone()),
+        meta: artifact.meta.as_ref().and_then(Personal::known).map(|meta| meta.as_value().clone()),
     }
 }
 
@@ -360,7 +362,8 @@ fn cache_result(rows: &mut MeetingRows, id: MeetingId, recorded: &Recorded) {
 fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent, recorded: &Recorded) {
     match event {
         ProfileEvent::ProfileCreated { display_name, created_at, .. } => {
-            rows.profile = Some(UserProfileRow {
+            // Whoever's name is destroyed was forgotten, and has no row.
+            rows.profile = display_name.known().map(|display_name| UserProfileRow {
                 id: id.as_uuid(),
                 display_name: display_name.as_str().to_owned(),
                 embeddings: vec![],
@@ -368,20 +371,25 @@ fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent, rec
             });
         }
         ProfileEvent::ProfileRenamed { display_name } => {
-            if let Some(profile) = &mut rows.profile {
-                display_name.as_str().clone_into(&mut profile.display_name);
+            match (&mut rows.profile, display_name.known()) {
+                (Some(profile), Some(name)) => name.as_str().clone_into(&mut profile.display_name),
+                (Some(_), None) => rows.profile = None,
+                (None, _) => {}
             }
         }
         ProfileEvent::VoiceEnrolled { sample_id, voice, source, enrolled_at } => {
-            if let Some(profile) = &mut rows.profile {
+            if let (Some(profile), Some(vector)) = (&mut rows.profile, voice.vector.known()) {
                 let Provenance { actor, actor_kind, .. } = recorded.provenance.clone().unwrap_or_default();
                 profile.embeddings.retain(|sample| sample.sample_id != sample_id.as_uuid());
                 profile.embeddings.push(Embedding {
                     sample_id: sample_id.as_uuid(),
                     model: voice.model.as_str().to_owned(),
-                    dimension: voice.vector.as_slice().len(),
-                    vector: voice.vector.as_slice().to_vec(),
-                    source: source.as_ref().map(|source| source.as_str().to_owned()),
+                    dimension: vector.as_slice().len(),
+                    vector: vector.as_slice().to_vec(),
+                    source: source
+                        .as_ref()
+                        .and_then(Personal::known)
+                        .map(|source| source.as_str().to_owned()),
                     actor,
                     actor_kind,
                     enrolled_at: *enrolled_at,

@@ -275,8 +275,12 @@ impl Exceptions {
         let waits = !self.waiting.is_empty() && self.waiting.contains(&profile_id.to_string());
         match event {
             ProfileEvent::ProfileErased { .. } => index.remove_profile(*profile_id),
-            ProfileEvent::VoiceEnrolled { sample_id, voice, .. } if !waits && models.check(voice).is_ok() => {
-                if let Err(error) = index.add(*profile_id, *sample_id, voice) {
+            ProfileEvent::VoiceEnrolled { sample_id, voice, .. } if !waits => {
+                // A voice that was destroyed is nobody's.
+                let voice = voice.known().filter(|voice| models.check(voice).is_ok());
+                if let Some(voice) = voice
+                    && let Err(error) = index.add(*profile_id, *sample_id, &voice)
+                {
                     let (position, error) = (recorded.position, &error as &dyn std::error::Error);
                     warn!(position, error, "a voice does not fit the index and stays out");
                 }

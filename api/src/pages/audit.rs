@@ -65,7 +65,7 @@ struct Row {
     to: Who,
     /// Who had said what was replaced, and how sure a machine had been.
     replaced: Option<String>,
-    reason: String,
+    reason: Option<String>,
     actor: String,
 }
 

@@ -35,7 +35,7 @@ pub(super) struct PendingRow {
     /// Who it is by the decision.
     pub(super) who: String,
     /// Why.
-    pub(super) reason: String,
+    pub(super) reason: Option<String>,
     /// Who decided.
     pub(super) actor: String,
     /// When.

@@ -10,7 +10,7 @@ use domain::ids::{FileId, MeetingId, OwnerId};
 use domain::meeting::{FailMeeting, MeetingCommand, RegisterMeeting};
 use domain::speaker::{Cluster, ClusterId, Diarization, Segment};
 use domain::text::{Language, Reason, Stage, WorkerId};
-use domain::voice::{ModelId, VoiceError, VoiceModels};
+use domain::voice::{KeptVoice, ModelId, VoiceError, VoiceModels};
 use domain::{Timestamp, ValueError};
 use event_store::command_bus::Context;
 use event_store::log::{self, BatchLimits};
@@ -248,7 +248,7 @@ impl Speakers {
                 cluster_id: cluster.cluster_id,
                 segments: cluster.segments.into_iter().map(segment).collect(),
                 speech_ms: cluster.speech_ms,
-                voice: cluster.voice.map(voice).transpose()?,
+                voice: cluster.voice.map(voice).transpose()?.map(KeptVoice::from),
             })
         };
         let clusters = self.clusters.into_iter().map(cluster).collect::<Result<Vec<_>, VoiceError>>()?;

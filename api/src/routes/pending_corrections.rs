@@ -41,9 +41,9 @@ pub(crate) struct PendingCorrection {
     /// Who the speaker is by the person's word; null for nobody known.
     #[schema(example = "018f0000-0000-7000-8000-000000000001")]
     pub(crate) profile_id: Option<Uuid>,
-    /// Why.
+    /// Why; null for a reason that was destroyed.
     #[schema(example = "I was there")]
-    pub(crate) reason: String,
+    pub(crate) reason: Option<String>,
     /// The place in the log of the decision; null while the tables do not show it.
     #[schema(example = 42)]
     pub(crate) position: Option<i64>,
@@ -136,7 +136,7 @@ pub(crate) async fn waiting(
             speaker_id: speaker.as_uuid(),
             attempt: correction.attempt,
             profile_id: correction.to.map(|profile| profile.as_uuid()),
-            reason: correction.reason.as_str().to_owned(),
+            reason: correction.reason.known().map(|reason| reason.as_str().to_owned()),
             position: decision.as_ref().map(|decision| decision.position),
             recorded_at: decision.as_ref().map(|decision| decision.recorded_at),
             actor: decision.and_then(|decision| decision.actor),

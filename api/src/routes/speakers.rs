@@ -386,7 +386,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
             decision: "reassigned",
             from: from.map(|profile| profile.as_uuid()),
             to: to.map(|profile| profile.as_uuid()),
-            reason: Some(reason.as_str().to_owned()),
+            reason: reason.known().map(|reason| reason.as_str().to_owned()),
             confidence: previous_confidence.map(domain::speaker::Confidence::get),
             previous_by: *previous_by,
             carried_from: *carried_from,
@@ -397,7 +397,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
             Some(SpeakerDecision { decision: "not_carried", to, ..nothing })
         }
         MeetingEvent::CorrectionDismissed { speaker_id, reason } if *speaker_id == speaker => {
-            let reason = Some(reason.as_str().to_owned());
+            let reason = reason.known().map(|reason| reason.as_str().to_owned());
             Some(SpeakerDecision { decision: "dismissed", reason, ..nothing })
         }
         MeetingEvent::SpeakerIdentified { .. }

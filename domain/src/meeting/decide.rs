@@ -11,6 +11,7 @@ use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType, Meta, S3Key};
 use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
+use crate::personal_data::Personal;
 use crate::speaker::{Cluster, ClusterId, Decision, Diarization, Link, LinkedBy, MAX_CANDIDATES};
 use crate::text::{Reason, Stage, WorkerId};
 
@@ -168,7 +169,7 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
                 Some(correction) if correction.holds_for.is_none() => {
                     Ok(vec![MeetingEvent::CorrectionDismissed {
                         speaker_id: *speaker_id,
-                        reason: reason.clone(),
+                        reason: reason.clone().into(),
                     }])
                 }
                 Some(_) | None => Err(MeetingError::NothingPending),
@@ -203,14 +204,14 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
             Status::Processing { .. } => Ok(vec![MeetingEvent::MeetingFailed {
                 attempt: record.attempts,
                 stage: stage.clone(),
-                reason: reason.clone(),
+                reason: reason.clone().into(),
                 failed_at: *at,
             }]),
-            Status::Failed { stage: s, reason: r } if s == stage && r == reason => Ok(vec![]),
+            Status::Failed { stage: s, reason: r } if s == stage && r.is(reason) => Ok(vec![]),
             Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
         },
         MeetingCommand::Erase { reason, at } => {
-            Ok(vec![MeetingEvent::MeetingErased { reason: reason.clone(), erased_at: *at }])
+            Ok(vec![MeetingEvent::MeetingErased { reason: reason.clone().into(), erased_at: *at }])
         }
     }
 }
@@ -348,7 +349,7 @@ fn reassign(
     if expected.is_some_and(|expected| expected != from) {
         return Err(MeetingError::SpeakerChanged);
     }
-    let mut word = reassigned(speaker_id, speaker.link, to, reason, None);
+    let mut word = reassigned(speaker_id, speaker.link, to, &reason.clone().into(), None);
     if let MeetingEvent::SpeakerReassigned { previous_by: previous_by @ None, .. } = &mut word
         && record.reassigned_from.contains_key(&speaker_id)
     {
@@ -364,7 +365,7 @@ fn reassigned(
     speaker_id: SpeakerId,
     until_now: Option<Link>,
     to: Option<ProfileId>,
-    reason: &Reason,
+    reason: &Personal<Reason>,
     carried_from: Option<CarriedFrom>,
 ) -> MeetingEvent {
     MeetingEvent::SpeakerReassigned {
@@ -402,7 +403,7 @@ fn artifact(record: &Record, artifact_type: ArtifactType, s3_key: &S3Key, meta: 
         attempt: record.attempts,
         artifact_type,
         s3_key: s3_key.clone(),
-        meta: meta.cloned(),
+        meta: meta.cloned().map(Personal::Known),
     }
 }
 
@@ -429,7 +430,7 @@ fn cache(record: &Record, stage: &Stage, value: &str, expires_at: Option<Timesta
     Ok(vec![MeetingEvent::StageResultCached {
         stage: stage.clone(),
         content_fp: content_fp.clone(),
-        value: value.to_owned(),
+        value: value.to_owned().into(),
         expires_at,
     }])
 }

@@ -8,6 +8,7 @@ use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType};
 use crate::file::{ContentFp, File};
 use crate::ids::{ArtifactId, FileId, MeetingId, OwnerId, ProfileId, SpeakerId};
+use crate::personal_data::Personal;
 use crate::speaker::{Confidence, Diarization, Evidence, LinkedBy, Speaker};
 use crate::text::{Language, Reason, Stage, WorkerId};
 
@@ -73,7 +74,7 @@ pub enum MeetingEvent {
         /// Who it is from now on.
         to: Option<ProfileId>,
         /// Why.
-        reason: Reason,
+        reason: Personal<Reason>,
         /// How sure the machine was of the link until now, if it was a machine's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         previous_confidence: Option<Confidence>,
@@ -100,7 +101,7 @@ pub enum MeetingEvent {
         /// About whom the decision was: a speaker of an earlier diarization.
         speaker_id: SpeakerId,
         /// Why.
-        reason: Reason,
+        reason: Personal<Reason>,
     },
     /// A transcript or summary was written. It takes the place of an earlier one of its type.
     ArtifactStored {
@@ -122,7 +123,7 @@ pub enum MeetingEvent {
         /// The fingerprint, second part of the cache key.
         content_fp: ContentFp,
         /// The result. Holds profile ids, never names.
-        value: String,
+        value: Personal<String>,
         /// From when on the result is no longer used; never if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires_at: Option<Timestamp>,
@@ -136,14 +137,14 @@ pub enum MeetingEvent {
         /// Where it failed.
         stage: Stage,
         /// Why.
-        reason: Reason,
+        reason: Personal<Reason>,
         /// When.
         failed_at: Timestamp,
     },
     /// The meeting was removed on request or by age.
     MeetingErased {
         /// Why.
-        reason: Reason,
+        reason: Personal<Reason>,
         /// When.
         erased_at: Timestamp,
     },

@@ -13,6 +13,7 @@ use crate::artifact::{Artifact, ArtifactType};
 use crate::digest::Digest;
 use crate::file::{ContentFp, File};
 use crate::ids::{MeetingId, ProfileId, SpeakerId};
+use crate::personal_data::Personal;
 use crate::speaker::{Cluster, Diarization, Link, LinkedBy, Speaker};
 use crate::text::{Language, Reason, Stage, WorkerId};
 
@@ -80,7 +81,7 @@ pub struct Correction {
     /// Who it is, or nobody known.
     pub to: Option<ProfileId>,
     /// Why.
-    pub reason: Reason,
+    pub reason: Personal<Reason>,
     /// When the speaker speaks.
     pub speech: Speech,
     /// For which of the latest diarization's speakers it holds; absent while it waits for a person.
@@ -119,7 +120,7 @@ pub enum Status {
         /// Where.
         stage: Stage,
         /// Why.
-        reason: Reason,
+        reason: Personal<Reason>,
     },
 }
 
@@ -173,7 +174,7 @@ impl Record {
     }
 
     /// Returns the digest by which a cached result is known.
-    pub(super) fn cached_digest(content_fp: &ContentFp, value: &str) -> Digest {
+    pub(super) fn cached_digest(content_fp: &ContentFp, value: &(impl Serialize + ?Sized)) -> Digest {
         Digest::of(&(content_fp, value))
     }
 }
@@ -321,7 +322,7 @@ fn speech_of(meeting: MeetingId, attempt: u32, clusters: &Diarization) -> BTreeM
 
 /// A person's word about a speaker takes the place of what was carried over to it, and settles what waited for
 /// just this word; what another word about that speaker had settled waits again.
-fn correct(record: &mut Record, speaker_id: SpeakerId, to: Option<ProfileId>, reason: &Reason) {
+fn correct(record: &mut Record, speaker_id: SpeakerId, to: Option<ProfileId>, reason: &Personal<Reason>) {
     let (reopened, settled) = std::mem::take(&mut record.settled)
         .into_iter()
         .partition::<BTreeMap<_, _>, _>(|(_, (by, correction))| *by == speaker_id && correction.to != to);

@@ -4,6 +4,7 @@ use super::command::ProfileCommand;
 use super::event::ProfileEvent;
 use super::state::Profile;
 use crate::digest::Digest;
+use crate::personal_data::Personal;
 
 /// The most voice samples of one profile.
 pub const MAX_SAMPLES: usize = 100;
@@ -50,27 +51,33 @@ impl ProfileError {
 pub fn decide(profile: &Profile, command: &ProfileCommand) -> Result<Vec<ProfileEvent>, ProfileError> {
     match (profile, command.clone()) {
         (Profile::Unknown, ProfileCommand::Create { profile_id, display_name, at }) => {
+            let display_name = display_name.into();
             Ok(vec![ProfileEvent::ProfileCreated { profile_id, display_name, created_at: at }])
         }
         (Profile::Active { display_name: known, .. }, ProfileCommand::Create { display_name, .. }) => {
-            if *known == display_name {
+            if known.is(&display_name) {
                 Ok(vec![])
             } else {
                 Err(ProfileError::AlreadyExists)
             }
         }
         (Profile::Active { display_name: known, .. }, ProfileCommand::Rename { display_name }) => {
-            if *known == display_name {
+            if known.is(&display_name) {
                 return Ok(vec![]);
             }
-            Ok(vec![ProfileEvent::ProfileRenamed { display_name }])
+            Ok(vec![ProfileEvent::ProfileRenamed { display_name: display_name.into() }])
         }
         (Profile::Active { samples, .. }, ProfileCommand::EnrolVoice { sample_id, voice, source, at }) => {
             match samples.get(&sample_id) {
                 Some(known) if *known == Digest::of(&voice) => Ok(vec![]),
                 Some(_) => Err(ProfileError::SampleExists),
                 None if samples.len() >= MAX_SAMPLES => Err(ProfileError::TooManySamples),
-                None => Ok(vec![ProfileEvent::VoiceEnrolled { sample_id, voice, source, enrolled_at: at }]),
+                None => Ok(vec![ProfileEvent::VoiceEnrolled {
+                    sample_id,
+                    voice: voice.into(),
+                    source: source.map(Personal::Known),
+                    enrolled_at: at,
+                }]),
             }
         }
         (Profile::Active { samples, removed, .. }, ProfileCommand::RemoveVoice { sample_id }) => {

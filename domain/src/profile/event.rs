@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::DisplayName;
 use crate::Timestamp;
 use crate::ids::{ProfileId, SampleId};
-use crate::voice::{SampleSource, Voice};
+use crate::personal_data::{self, Personal};
+use crate::voice::{KeptVoice, SampleSource};
 
 /// An event of a profile.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,24 +16,24 @@ pub enum ProfileEvent {
         /// The profile.
         profile_id: ProfileId,
         /// How the person is called.
-        display_name: DisplayName,
+        display_name: Personal<DisplayName>,
         /// When.
         created_at: Timestamp,
     },
     /// The person is called otherwise.
     ProfileRenamed {
         /// How the person is called from now on.
-        display_name: DisplayName,
+        display_name: Personal<DisplayName>,
     },
     /// A sample of the person's voice was added.
     VoiceEnrolled {
         /// The sample.
         sample_id: SampleId,
         /// What the voice is like.
-        voice: Voice,
+        voice: KeptVoice,
         /// Where the sample came from.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        source: Option<SampleSource>,
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "personal_data::present")]
+        source: Option<Personal<SampleSource>>,
         /// When.
         enrolled_at: Timestamp,
     },

@@ -8,6 +8,7 @@ use super::DisplayName;
 use super::event::ProfileEvent;
 use crate::digest::Digest;
 use crate::ids::SampleId;
+use crate::personal_data::Personal;
 
 /// A profile as it stands.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -18,7 +19,7 @@ pub enum Profile {
     /// A person known by name.
     Active {
         /// How the person is called.
-        display_name: DisplayName,
+        display_name: Personal<DisplayName>,
         /// The samples of the person's voice, each with its digest.
         samples: BTreeMap<SampleId, Digest>,
         /// The samples that were taken away.

@@ -27,8 +27,8 @@ pub struct ReassignmentRow {
     pub from_profile_id: Option<Uuid>,
     /// Who it is from then on; none for nobody known.
     pub to_profile_id: Option<Uuid>,
-    /// Why.
-    pub reason: String,
+    /// Why; none once the meeting was forgotten.
+    pub reason: Option<String>,
     /// Who said so, as an opaque id.
     pub actor: Option<String>,
     /// `person`, `service` or `system`.
@@ -120,7 +120,7 @@ fn statement(sql: &'static str, rows: &[&ReassignmentRow]) -> Option<Statement> 
         .bind(column!(rows, row => row.cluster_id.as_deref()))
         .bind(column!(rows, row => row.from_profile_id))
         .bind(column!(rows, row => row.to_profile_id))
-        .bind(column!(rows, row => row.reason.as_str()))
+        .bind(column!(rows, row => row.reason.as_deref()))
         .bind(column!(rows, row => row.actor.as_deref()))
         .bind(column!(rows, row => row.actor_kind.as_deref()))
         .bind(column!(rows, row => row.previous_by.as_deref()))
@@ -157,7 +157,7 @@ impl CopyRow for ReassignmentRow {
         fields.text(self.cluster_id.as_deref());
         fields.uuid(self.from_profile_id);
         fields.uuid(self.to_profile_id);
-        fields.text(Some(&self.reason));
+        fields.text(self.reason.as_deref());
         fields.text(self.actor.as_deref());
         fields.text(self.actor_kind.as_deref());
         fields.text(self.previous_by.as_deref());
