@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use event_store::EventStore;
 use event_store::command_bus::CommandBus;
+use event_store::sealing::MasterSource;
 use projections::feed::publisher::{self, Publishing};
 use projections::feed::stream::StreamConfig;
 use projections::fold::fold;
@@ -104,7 +105,19 @@ impl Book {
             sqlx::query(statement).execute(&pool).await.context("cannot set the role's search_path")?;
         }
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let store = EventStore::open(pool, &shutdown, &tasks).await.context("cannot open the log")?;
+        let master = config.master()?;
+        let missing = match &master {
+            MasterSource::File(path) if !path.exists() => Some(path.clone()),
+            MasterSource::File(_) | MasterSource::Text(_) => None,
+        };
+        let store = EventStore::open(pool, master, &shutdown, &tasks).await.context("cannot open the log")?;
+        if let Some(path) = missing.filter(|path| path.exists()) {
+            terminal::note(format_args!(
+                "personal data is sealed under the master key in {}: back it up, apart from the database; nobody can \
+                 read names or voices without it",
+                path.display()
+            ));
+        }
         Ok((store, shutdown, tasks))
     }
 

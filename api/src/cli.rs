@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
 use crate::{
-    audit, demo, embedded, events, import, parked, profile, publish, rebuild, serve, status, subscribe,
+    audit, demo, embedded, events, import, keys, parked, profile, publish, rebuild, serve, status, subscribe,
     telemetry, terminal,
 };
 
@@ -65,6 +65,9 @@ enum Command {
     /// Enter people and their voices
     #[command(subcommand)]
     Profile(profile::Profile),
+    /// Look at the keys that personal data is sealed with, or change the master key
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Put events on the broker's stream again, where it lost them or never had them
     Publish(publish::PublishArgs),
     /// Follow the change feed, and hand each event to a program
@@ -138,6 +141,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Verify(_)
         | Command::Parked(_)
         | Command::Profile(_)
+        | Command::Keys(_)
         | Command::Publish(_)
         | Command::Subscribe(_)
         | Command::Migrate
@@ -165,6 +169,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
                 .await
         }
         Command::Profile(what) => with_book(&database, async |book| profile::run(book, &what).await).await,
+        Command::Keys(what) => with_book(&database, async |book| keys::run(book, &what).await).await,
         Command::Subscribe(args) => subscribe::run(&database, args).await,
         Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
         Command::Openapi => {

@@ -9,8 +9,11 @@ use domain::ValueError;
 use domain::speaker::PolicyVersion;
 use domain::speaker_matching::{Policy, Thresholds};
 use domain::voice::{MAX_DIMENSION, ModelId, VoiceModels};
+use event_store::sealing::MasterSource;
 use projections::feed::stream::{StorageType, StreamConfig};
 use serde::Deserialize;
+
+use crate::embedded::{self, EmbeddedError};
 
 /// Where the log and the tables are.
 #[derive(Debug, Clone, Args)]
@@ -31,10 +34,52 @@ pub struct DatabaseConfig {
     #[arg(long, env = "MINUTEBOOK_POSTGRES_RELEASES_URL", global = true, value_name = "URL")]
     pub postgres_releases_url: Option<String>,
 
+    /// File of the master key, under which personal data is sealed; made at first start [default: keys/master.key in
+    /// the data directory]
+    #[arg(
+        long,
+        env = "MINUTEBOOK_MASTER_KEY_FILE",
+        hide_env_values = true,
+        global = true,
+        value_name = "FILE",
+        hide_short_help = true
+    )]
+    pub master_key_file: Option<PathBuf>,
+
+    /// The master key itself instead of a file, in base64; while it changes the new one and the old, with a comma
+    #[arg(
+        long,
+        env = "MINUTEBOOK_MASTER_KEY",
+        hide_env_values = true,
+        global = true,
+        value_name = "KEY",
+        hide = true
+    )]
+    pub master_key: Option<String>,
+
     /// The most connections to PostgreSQL, besides those of the appender and the projector
     #[arg(long, env = "MINUTEBOOK_MAX_CONNECTIONS", global = true, default_value_t = 16, value_name = "N",
           value_parser = clap::value_parser!(u32).range(2..=1000), hide = true)]
     pub max_connections: u32,
+}
+
+impl DatabaseConfig {
+    /// Returns the data directory.
+    pub fn data_dir(&self) -> Result<PathBuf, EmbeddedError> {
+        self.data_dir.clone().map_or_else(embedded::default_data_dir, Ok)
+    }
+
+    /// Returns where the master key is.
+    pub fn master(&self) -> Result<MasterSource, EmbeddedError> {
+        // A variable that is set to nothing is not set.
+        if let Some(key) = self.master_key.as_ref().filter(|key| !key.trim().is_empty()) {
+            return Ok(MasterSource::Text(key.clone()));
+        }
+        if let Some(path) = self.master_key_file.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            return Ok(MasterSource::File(path.clone()));
+        }
+        Ok(MasterSource::File(self.data_dir()?.join("keys/master.key")))
+    }
 }
 
 /// The broker of the change feed.

@@ -185,6 +185,11 @@ where
                 "idempotency_key_reused",
                 "this Idempotency-Key was used for another request; a new request takes a new key",
             ),
+            CommandError::Forgotten => Self::new(
+                StatusCode::CONFLICT,
+                "forgotten",
+                "somebody whom it names was forgotten meanwhile; read again and decide anew",
+            ),
             CommandError::Contended => Self::unavailable("contended", "others kept changing it; try again"),
             CommandError::Append(AppendError::Busy) => Self::too_many(),
             CommandError::Append(AppendError::Closed) => {
@@ -197,7 +202,9 @@ where
                     "the database could not be reached; repeat the request with the same Idempotency-Key",
                 )
             }
-            CommandError::Append(ref refused @ AppendError::Refused(_)) => Self::internal(refused),
+            CommandError::Append(ref refused @ (AppendError::Refused(_) | AppendError::Unsealed(_))) => {
+                Self::internal(refused)
+            }
             CommandError::Database { source, .. } => source.into(),
             // Logged where it was parked.
             CommandError::Unreadable { position, .. } => Self::new(

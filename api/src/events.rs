@@ -8,6 +8,7 @@ use domain::meeting::MeetingEvent;
 use domain::profile::ProfileEvent;
 use event_store::log::{self, BatchLimits, LogError, StoredEvent};
 use event_store::retry::{backoff, is_transient};
+use event_store::sealing::Needs;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::sleep;
@@ -57,7 +58,7 @@ pub async fn run(book: &Book, args: &EventsArgs) -> anyhow::Result<Done> {
     loop {
         // Marked as seen before reading: an append that comes while we read wakes us again.
         head.mark_unchanged();
-        let batch = match log::read(book.pool(), position, BATCH).await {
+        let mut batch = match log::read(book.pool(), position, BATCH).await {
             // Whoever follows stays for as long as it takes, and misses nothing.
             Err(LogError::Database { source, .. }) if args.follow && is_transient(&source) => {
                 failures += 1;
@@ -67,6 +68,7 @@ pub async fn run(book: &Book, args: &EventsArgs) -> anyhow::Result<Done> {
             read => read?,
         };
         failures = 0;
+        book.store.keyring().open_stored(book.pool(), &mut batch, Needs::NoClusters).await?;
         let Some(last) = batch.last() else {
             if !args.follow {
                 return Ok(Done::Whole);

@@ -19,6 +19,7 @@ pub mod error;
 pub mod events;
 pub mod extract;
 pub mod import;
+pub mod keys;
 pub mod matching;
 pub mod pages;
 pub mod parked;

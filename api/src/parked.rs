@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use event_store::log::{self, BatchLimits};
+use event_store::sealing::Needs;
 use projections::parked::{self, LONGEST_REASON, ParkedError, Retried};
 use projections::tables::checkpoint;
 use projections::tables::parked_events::{self, ParkedRow};
@@ -178,7 +179,8 @@ async fn show(book: &Book, position: i64) -> anyhow::Result<Done> {
     let row = row.with_context(|| {
         format!("no event is parked at position {position}; `minutebook parked list` shows those that are")
     })?;
-    let stored = log::read(book.pool(), position - 1, BatchLimits { events: 1, bytes: 1 }).await?;
+    let mut stored = log::read(book.pool(), position - 1, BatchLimits { events: 1, bytes: 1 }).await?;
+    book.store.keyring().open_stored(book.pool(), &mut stored, Needs::NoClusters).await?;
     let stored = stored.first().context("the log has no such position")?;
     let waiting =
         parked_events::of_aggregate(book.pool(), generation, &row.aggregate_type, &row.aggregate_id).await?;

@@ -158,7 +158,9 @@ async fn diarizations(
     speakers: &HashMap<Uuid, BTreeSet<Uuid>>,
 ) -> Result<Diarizations, Problem> {
     let pool = state.book.pool();
-    let (entries, whole) = log::latest_of_type(pool, "meeting", meetings, "SpeakersDiarized", BYTES).await?;
+    let (entries, whole) =
+        log::latest_of_type(pool, state.book.store.keyring(), "meeting", meetings, "SpeakersDiarized", BYTES)
+            .await?;
     let reassigned = log::reassigned_speakers(pool, meetings).await?;
     let reassigned = reassigned.into_iter().collect::<HashMap<_, _>>();
     let up_to = entries.last().filter(|_| !whole).map(|last| last.aggregate().1.into_owned());

@@ -11,10 +11,10 @@ use domain::Event;
 use domain::ids::{MeetingId, ProfileId, SpeakerId};
 use domain::meeting::{CarriedFrom, Meeting, MeetingError, MeetingEvent, evolve};
 use domain::speaker::{Cluster, Evidence, LinkedBy};
+use event_store::EventStore;
 use event_store::log::{self, BatchLimits, Provenance, StoredEvent};
 use projections::queries;
 use serde::Serialize;
-use sqlx::PgPool;
 use tracing::warn;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -145,24 +145,24 @@ pub struct SpokenSegment {
 
 /// Returns the speakers of a meeting, with their segments if they are asked for.
 pub async fn of_meeting(
-    pool: &PgPool,
+    store: &EventStore,
     id: MeetingId,
     with_segments: bool,
 ) -> Result<MeetingSpeakers, Problem> {
     // The head first: whatever is read afterwards has all of the meeting up to there.
-    let position = log::head(pool).await?;
-    of_meeting_at(pool, id, position, with_segments).await
+    let position = log::head(store.pool()).await?;
+    of_meeting_at(store, id, position, with_segments).await
 }
 
 /// Returns the speakers of a meeting as they stood at `position`, with the names of today.
 pub async fn of_meeting_at(
-    pool: &PgPool,
+    store: &EventStore,
     id: MeetingId,
     position: i64,
     with_segments: bool,
 ) -> Result<MeetingSpeakers, Problem> {
-    let told = read(pool, id, position).await?;
-    let names = queries::display_names(pool, &told.profiles()).await?;
+    let told = read(store, id, position).await?;
+    let names = queries::display_names(store.pool(), &told.profiles()).await?;
     told.shown(id, position, &names, with_segments)
 }
 
@@ -175,7 +175,8 @@ struct Told {
     latest: BTreeMap<SpeakerId, LatestDecision>,
 }
 
-async fn read(pool: &PgPool, id: MeetingId, until: i64) -> Result<Told, sqlx::Error> {
+async fn read(store: &EventStore, id: MeetingId, until: i64) -> Result<Told, sqlx::Error> {
+    let (pool, keyring) = (store.pool(), store.keyring());
     let skipped = log::skipped_sequences(pool, "meeting", &id.to_string()).await?;
     let mut told = Told::default();
     let mut after = 0;
@@ -183,7 +184,7 @@ async fn read(pool: &PgPool, id: MeetingId, until: i64) -> Result<Told, sqlx::Er
         // Results for the cache are large, and say nothing of speakers.
         let without = Some("StageResultCached");
         let (events, more) =
-            log::read_aggregate_but(pool, "meeting", id.as_uuid(), after, without, BATCH).await?;
+            log::read_aggregate_but(pool, keyring, "meeting", id.as_uuid(), after, without, BATCH).await?;
         for stored in events.iter().filter(|event| event.position <= until) {
             if skipped.contains(&stored.sequence) {
                 continue;

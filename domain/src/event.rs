@@ -105,6 +105,15 @@ impl Event {
         }
     }
 
+    /// Returns the event as JSON, as it is stored.
+    pub fn to_json(&self) -> String {
+        let json = match self {
+            Self::Meeting(_, event) => serde_json::to_string(event),
+            Self::Profile(_, event) => serde_json::to_string(event),
+        };
+        json.expect("events have string keys and finite numbers")
+    }
+
     /// Returns the name under which the event is stored.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -119,6 +128,24 @@ impl Event {
             Self::Meeting(_, event) => event.version(),
             Self::Profile(_, event) => event.version(),
         }
+    }
+}
+
+/// An event that knows no aggregate yet.
+pub trait AggregateEvent: serde::Serialize {
+    /// Returns it as an event of the aggregate with this id.
+    fn of(self, id: Uuid) -> Event;
+}
+
+impl AggregateEvent for MeetingEvent {
+    fn of(self, id: Uuid) -> Event {
+        Event::Meeting(id.into(), self)
+    }
+}
+
+impl AggregateEvent for ProfileEvent {
+    fn of(self, id: Uuid) -> Event {
+        Event::Profile(id.into(), self)
     }
 }
 

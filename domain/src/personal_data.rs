@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
+use std::str::FromStr;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StringDeserializer};
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -115,6 +116,13 @@ impl<T> Personal<T> {
 impl<T> From<T> for Personal<T> {
     fn from(value: T) -> Self {
         Self::Known(value)
+    }
+}
+
+impl<T: FromStr> FromStr for Personal<T> {
+    type Err = T::Err;
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.parse().map(Self::Known)
     }
 }
 
@@ -338,8 +346,7 @@ fn visit_profile<V: FieldVisitor>(
 ) -> Result<(), V::Error> {
     let subject = Subject::Profile(id);
     match event {
-        ProfileEvent::ProfileCreated { display_name, .. }
-        | ProfileEvent::ProfileRenamed { display_name } => {
+        ProfileEvent::ProfileCreated { display_name, .. } | ProfileEvent::ProfileRenamed { display_name } => {
             visitor.field(subject, "display_name", display_name)
         }
         ProfileEvent::VoiceEnrolled { voice, source, .. } => {
@@ -382,7 +389,12 @@ pub fn destroy(event: &mut Event) {
     struct Destroy;
     impl FieldVisitor for Destroy {
         type Error = Infallible;
-        fn field<T: Plain>(&mut self, _: Subject, _: &'static str, value: &mut Personal<T>) -> Result<(), Infallible> {
+        fn field<T: Plain>(
+            &mut self,
+            _: Subject,
+            _: &'static str,
+            value: &mut Personal<T>,
+        ) -> Result<(), Infallible> {
             *value = Personal::Destroyed;
             Ok(())
         }

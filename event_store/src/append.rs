@@ -7,8 +7,10 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use domain::Event;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +21,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::retry::{backoff, is_transient};
+use crate::sealing::{KeyError, Keyring, SealError, Sealed};
 use crate::wake::Head;
 
 /// The most appends that wait; one more is refused until there is room.
@@ -27,6 +30,8 @@ const QUEUE: usize = 4096;
 const GROUP_APPENDS: usize = 256;
 /// The bytes of payload after which a group takes no further append.
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
+/// How often an append is sealed again because its subject has another key than was thought.
+const SEALINGS: u32 = 5;
 /// How long one call of the database may take.
 const CALL: Duration = Duration::from_secs(20);
 /// How long a group is tried before its appends are answered with an error.
@@ -60,8 +65,43 @@ pub struct NewEvent {
     pub event_type: String,
     /// The version of its shape.
     pub event_version: String,
-    /// What happened, as JSON.
-    pub payload: String,
+    /// What happened. What is personal in it is clear here, and sealed by the append.
+    pub payload: Payload,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// An event as the domain has it.
+    Event(Box<Event>),
+    /// JSON. It is sealed if it decodes; what nobody can read is taken as it is.
+    Json(String),
+}
+
+impl Payload {
+    /// Returns it as JSON, unsealed.
+    pub fn to_json(&self) -> String {
+        match self {
+            Self::Event(event) => event.to_json(),
+            Self::Json(json) => json.clone(),
+        }
+    }
+}
+
+impl From<String> for Payload {
+    fn from(json: String) -> Self {
+        Self::Json(json)
+    }
+}
+
+impl From<Event> for NewEvent {
+    fn from(event: Event) -> Self {
+        Self {
+            event_type: event.name().to_owned(),
+            event_version: event.version().to_string(),
+            payload: Payload::Event(Box::new(event)),
+        }
+    }
 }
 
 /// What became of an append.
@@ -81,6 +121,8 @@ pub enum Outcome {
         /// The number that it has.
         actual_version: i64,
     },
+    /// Somebody whom the events are about, or to whom they link a speaker, was forgotten: nothing was appended.
+    Forgotten,
 }
 
 /// Where in the log an accepted command's events are.
@@ -110,17 +152,58 @@ pub enum AppendError {
     /// The database refuses the append's data. Nothing was appended.
     #[error("the database refuses the append ({0})")]
     Refused(String),
+    /// The events cannot be sealed. Nothing was appended.
+    #[error("the events cannot be sealed: {0}")]
+    Unsealed(String),
+}
+
+/// An append as the log takes it.
+struct SealedAppend {
+    command_id: Uuid,
+    request_hmac: Vec<u8>,
+    aggregate_type: &'static str,
+    aggregate_id: String,
+    expected_version: i64,
+    metadata: String,
+    /// Types and versions; the payloads are in `sealed`.
+    events: Vec<(String, String)>,
+    sealed: Sealed,
+}
+
+impl SealedAppend {
+    fn of(append: &Append, sealed: Sealed) -> Self {
+        let event = |event: &NewEvent| (event.event_type.clone(), event.event_version.clone());
+        Self {
+            command_id: append.command_id,
+            request_hmac: append.request_hmac.clone(),
+            aggregate_type: append.aggregate_type,
+            aggregate_id: append.aggregate_id.clone(),
+            expected_version: append.expected_version,
+            metadata: append.metadata.clone(),
+            events: append.events.iter().map(event).collect(),
+            sealed,
+        }
+    }
 }
 
 struct Waiting {
-    append: Append,
-    answer: oneshot::Sender<Result<Outcome, AppendError>>,
+    append: Arc<SealedAppend>,
+    answer: oneshot::Sender<Result<Settled, AppendError>>,
 }
 
 /// The way to append. Cloning it is cheap.
 #[derive(Clone)]
 pub struct Appender {
     queue: mpsc::Sender<Waiting>,
+    keyring: Keyring,
+}
+
+/// What the database says of an append.
+enum Settled {
+    /// This became of it.
+    Outcome(Outcome),
+    /// It was sealed with another key than its subject has, and is to be sealed again.
+    Rekey,
 }
 
 impl Appender {
@@ -128,6 +211,7 @@ impl Appender {
     /// after everything in its queue.
     pub(crate) fn start(
         pool: &PgPool,
+        keyring: Keyring,
         head: Head,
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
@@ -139,19 +223,123 @@ impl Appender {
         let options = pool.connect_options().as_ref().clone().options(isolation);
         let task = AppendTask { options, connection: None, head };
         tasks.spawn(task.run(waiting, shutdown.clone()));
-        Self { queue }
+        Self { queue, keyring }
     }
 
     /// Appends, and returns what became of it once it is on disk. An append once taken is carried out
     /// even if the caller stops waiting.
-    pub async fn append(&self, append: Append) -> Result<Outcome, AppendError> {
-        let (answer, outcome) = oneshot::channel();
-        self.queue.try_send(Waiting { append, answer }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => AppendError::Busy,
-            mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
-        })?;
-        outcome.await.map_err(|_| AppendError::Closed)?
+    pub async fn append(&self, mut append: Append) -> Result<Outcome, AppendError> {
+        read_events(&mut append);
+        for _ in 0..SEALINGS {
+            let sealed = match seal(&self.keyring, &append)? {
+                Some(sealed) => Arc::new(sealed),
+                None => return Ok(Outcome::Forgotten),
+            };
+            let (answer, settled) = oneshot::channel();
+            self.queue.try_send(Waiting { append: Arc::clone(&sealed), answer }).map_err(
+                |error| match error {
+                    mpsc::error::TrySendError::Full(_) => AppendError::Busy,
+                    mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
+                },
+            )?;
+            match settled.await.map_err(|_| AppendError::Closed)?? {
+                Settled::Outcome(outcome) => {
+                    self.heed(&sealed, &outcome);
+                    return Ok(outcome);
+                }
+                Settled::Rekey => {
+                    let mut connection = self.keyring.connection().await.map_err(unavailable)?;
+                    look_up(&self.keyring, &mut connection, &sealed).await?;
+                }
+            }
+        }
+        Err(unsealable())
     }
+
+    /// Appends in a transaction of the caller's, which is to be short: other appends wait for it to end. Whoever
+    /// also destroys keys in it does so afterwards. Nobody is told of the append but by [`Head`]'s own look.
+    pub async fn append_in(
+        &self,
+        connection: &mut PgConnection,
+        mut append: Append,
+    ) -> Result<Outcome, AppendError> {
+        read_events(&mut append);
+        for _ in 0..SEALINGS {
+            let Some(sealed) = seal(&self.keyring, &append)? else { return Ok(Outcome::Forgotten) };
+            let settled = call_log_append(connection, &[&sealed], false).await;
+            match settled.map_err(
+                |error| {
+                    if is_about_data(&error) { refusal(&error) } else { unavailable(error) }
+                },
+            )?[..]
+            {
+                // What it brings is remembered once it is read: the transaction may yet be undone.
+                [Settled::Outcome(ref outcome)] => return Ok(outcome.clone()),
+                [Settled::Rekey] => look_up(&self.keyring, connection, &sealed).await?,
+                _ => return Err(AppendError::Unavailable("log.append did not answer".to_owned())),
+            }
+        }
+        Err(unsealable())
+    }
+
+    fn heed(&self, sealed: &SealedAppend, outcome: &Outcome) {
+        match outcome {
+            Outcome::Appended(_) => self.keyring.remember(&sealed.sealed.subjects),
+            Outcome::Forgotten => self.keyring.drop_remembered(&sealed.sealed.subjects),
+            Outcome::Duplicate { .. } | Outcome::Conflict { .. } => {}
+        }
+    }
+}
+
+/// Reads what was given as JSON: what is personal in it is to be sealed.
+fn read_events(append: &mut Append) {
+    for event in &mut append.events {
+        if let Payload::Json(json) = &event.payload
+            && let Ok(read) = Event::decode(
+                append.aggregate_type,
+                &append.aggregate_id,
+                &event.event_type,
+                &event.event_version,
+                json,
+            )
+            && read.version().to_string() == event.event_version
+        {
+            event.payload = Payload::Event(Box::new(read));
+        }
+    }
+}
+
+/// Seals an append; returns nothing if somebody whom it is about was forgotten.
+fn seal(keyring: &Keyring, append: &Append) -> Result<Option<SealedAppend>, AppendError> {
+    match keyring.seal(&append.events, append.expected_version) {
+        Ok(sealed) => Ok(Some(SealedAppend::of(append, sealed))),
+        Err(SealError::Forgotten) => Ok(None),
+        Err(SealError::Twice) => Err(AppendError::Unsealed("they are sealed already".to_owned())),
+        Err(SealError::Keys(error)) => Err(AppendError::Unsealed(error.to_string())),
+    }
+}
+
+async fn look_up(
+    keyring: &Keyring,
+    connection: &mut PgConnection,
+    sealed: &SealedAppend,
+) -> Result<(), AppendError> {
+    keyring.look_up(connection, &sealed.sealed.subjects).await.map_err(|error| match error {
+        KeyError::Database(error) => unavailable(error),
+        KeyError::Master(_)
+        | KeyError::WrittenUnsealed
+        | KeyError::AnotherMaster { .. }
+        | KeyError::NothingToRotateTo
+        | KeyError::Damaged { .. } => AppendError::Unsealed(error.to_string()),
+    })
+}
+
+fn unavailable(error: sqlx::Error) -> AppendError {
+    AppendError::Unavailable(error.to_string())
+}
+
+fn unsealable() -> AppendError {
+    AppendError::Unsealed(format!("their keys kept changing, {SEALINGS} times"))
 }
 
 struct AppendTask {
@@ -185,7 +373,7 @@ impl AppendTask {
         let mut sent = false;
         let mut halves = vec![group];
         while let Some(mut group) = halves.pop() {
-            let appends = group.iter().map(|waiting| &waiting.append).collect::<Vec<_>>();
+            let appends = group.iter().map(|waiting| &*waiting.append).collect::<Vec<_>>();
             metrics::histogram!("minutebook_append_group_size").record(appends.len() as f64);
             match self.call_until_settled(&appends, &mut sent).await {
                 Ok(outcomes) => {
@@ -213,9 +401,9 @@ impl AppendTask {
     /// `sent` becomes true when an append of the group may be in the log although nobody was told.
     async fn call_until_settled(
         &mut self,
-        appends: &[&Append],
+        appends: &[&SealedAppend],
         sent: &mut bool,
-    ) -> Result<Vec<Outcome>, AppendError> {
+    ) -> Result<Vec<Settled>, AppendError> {
         let started = Instant::now();
         let mut failures = 0;
         loop {
@@ -246,15 +434,17 @@ impl AppendTask {
         }
     }
 
-    async fn call(&mut self, appends: &[&Append], fresh: bool) -> Result<Vec<Outcome>, sqlx::Error> {
+    async fn call(&mut self, appends: &[&SealedAppend], fresh: bool) -> Result<Vec<Settled>, sqlx::Error> {
         if self.connection.is_none() {
             self.connection = Some(PgConnection::connect_with(&self.options).await?);
         }
         let Some(connection) = &mut self.connection else { return Err(sqlx::Error::WorkerCrashed) };
         let outcomes = call_log_append(connection, appends, fresh).await?;
-        let newest = outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Appended(place) | Outcome::Duplicate { place, .. } => Some(place.last_position),
-            Outcome::Conflict { .. } => None,
+        let newest = outcomes.iter().filter_map(|settled| match settled {
+            Settled::Outcome(Outcome::Appended(place) | Outcome::Duplicate { place, .. }) => {
+                Some(place.last_position)
+            }
+            Settled::Outcome(Outcome::Conflict { .. } | Outcome::Forgotten) | Settled::Rekey => None,
         });
         if let Some(newest) = newest.max() {
             self.head.advance_by_append(newest);
@@ -279,8 +469,7 @@ async fn let_others_in(queue: &mpsc::Receiver<Waiting>) {
 
 /// Takes what is waiting, within bounds.
 fn take_group(first: Waiting, queue: &mut mpsc::Receiver<Waiting>) -> Vec<Waiting> {
-    let size =
-        |waiting: &Waiting| waiting.append.events.iter().map(|event| event.payload.len()).sum::<usize>();
+    let size = |waiting: &Waiting| waiting.append.sealed.payloads.iter().map(String::len).sum::<usize>();
     let mut bytes = size(&first);
     let mut group = vec![first];
     while group.len() < GROUP_APPENDS && bytes < GROUP_BYTES {
@@ -293,7 +482,7 @@ fn take_group(first: Waiting, queue: &mut mpsc::Receiver<Waiting>) -> Vec<Waitin
 
 /// Cuts a group where a command or an aggregate comes a second time; returns the cuts as counts of appends
 /// from the start. See `log.append`.
-fn chunk_ends(appends: &[&Append]) -> Vec<i32> {
+fn chunk_ends(appends: &[&SealedAppend]) -> Vec<i32> {
     let mut ends = Vec::new();
     let mut commands = HashSet::new();
     let mut aggregates = HashSet::new();
@@ -313,19 +502,24 @@ fn chunk_ends(appends: &[&Append]) -> Vec<i32> {
 
 async fn call_log_append(
     connection: &mut PgConnection,
-    appends: &[&Append],
+    appends: &[&SealedAppend],
     fresh: bool,
-) -> Result<Vec<Outcome>, sqlx::Error> {
-    let hmac = |append: &'_ Append| Some(append.request_hmac.clone()).filter(|hmac| !hmac.is_empty());
+) -> Result<Vec<Settled>, sqlx::Error> {
+    let hmac = |append: &'_ SealedAppend| Some(append.request_hmac.clone()).filter(|hmac| !hmac.is_empty());
     let counts = appends.iter().map(|append| append.events.len() as i32).collect::<Vec<_>>();
     let events = || {
         (1..)
             .zip(appends)
             .flat_map(|(n, append)| (1..).zip(&append.events).map(move |(m, event)| (n, m, event)))
     };
+    let payloads = appends.iter().flat_map(|append| &append.sealed.payloads).map(String::as_str);
+    let subjects = || {
+        (1..).zip(appends).flat_map(|(n, append)| append.sealed.subjects.iter().map(move |used| (n, used)))
+    };
     let rows = sqlx::query(
         "SELECT outcome, version, first_position, last_position, request_hmac
-           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+                           $15, $16, $17, $18, $19)",
     )
     .bind(appends.iter().map(|append| append.command_id).collect::<Vec<_>>())
     .bind(appends.iter().map(|append| hmac(append)).collect::<Vec<_>>())
@@ -336,11 +530,16 @@ async fn call_log_append(
     .bind(appends.iter().map(|append| append.metadata.as_str()).collect::<Vec<_>>())
     .bind(events().map(|(n, _, _)| n).collect::<Vec<i32>>())
     .bind(events().map(|(_, m, _)| m).collect::<Vec<i32>>())
-    .bind(events().map(|(_, _, event)| event.event_type.as_str()).collect::<Vec<_>>())
-    .bind(events().map(|(_, _, event)| event.event_version.as_str()).collect::<Vec<_>>())
-    .bind(events().map(|(_, _, event)| event.payload.as_str()).collect::<Vec<_>>())
+    .bind(events().map(|(_, _, event)| event.0.as_str()).collect::<Vec<_>>())
+    .bind(events().map(|(_, _, event)| event.1.as_str()).collect::<Vec<_>>())
+    .bind(payloads.collect::<Vec<_>>())
     .bind(chunk_ends(appends))
     .bind(fresh)
+    .bind(subjects().map(|(n, _)| n).collect::<Vec<i32>>())
+    .bind(subjects().map(|(_, used)| used.subject.kind()).collect::<Vec<_>>())
+    .bind(subjects().map(|(_, used)| used.subject.id()).collect::<Vec<_>>())
+    .bind(subjects().map(|(_, used)| used.life).collect::<Vec<_>>())
+    .bind(subjects().map(|(_, used)| used.wrapped.as_deref()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     if let [row] = &rows[..]
@@ -355,18 +554,18 @@ async fn call_log_append(
 }
 
 /// Tells each append's place in a group that was appended whole, from `position` on.
-fn all_appended(appends: &[&Append], mut position: i64) -> Vec<Outcome> {
-    let place = |append: &&Append| {
+fn all_appended(appends: &[&SealedAppend], mut position: i64) -> Vec<Settled> {
+    let place = |append: &&SealedAppend| {
         let events = append.events.len() as i64;
         let first_position = (events > 0).then_some(position);
         position += events;
         let version = append.expected_version + events;
-        Outcome::Appended(Place { version, first_position, last_position: position - 1 })
+        Settled::Outcome(Outcome::Appended(Place { version, first_position, last_position: position - 1 }))
     };
     appends.iter().map(place).collect()
 }
 
-fn outcome(row: &PgRow) -> Result<Outcome, sqlx::Error> {
+fn outcome(row: &PgRow) -> Result<Settled, sqlx::Error> {
     let version = row.try_get("version")?;
     let place = || {
         Ok::<_, sqlx::Error>(Place {
@@ -375,16 +574,19 @@ fn outcome(row: &PgRow) -> Result<Outcome, sqlx::Error> {
             last_position: row.try_get("last_position")?,
         })
     };
-    match row.try_get("outcome")? {
-        "appended" => Ok(Outcome::Appended(place()?)),
+    let outcome = match row.try_get("outcome")? {
+        "appended" => Outcome::Appended(place()?),
         "duplicate" => {
             // None for an append without a key that was settled.
             let hmac: Option<Vec<u8>> = row.try_get("request_hmac")?;
-            Ok(Outcome::Duplicate { place: place()?, request_hmac: hmac.unwrap_or_default() })
+            Outcome::Duplicate { place: place()?, request_hmac: hmac.unwrap_or_default() }
         }
-        "conflict" => Ok(Outcome::Conflict { actual_version: version }),
-        other => Err(sqlx::Error::Protocol(format!("log.append answered {other:?}"))),
-    }
+        "conflict" => Outcome::Conflict { actual_version: version },
+        "forgotten" => Outcome::Forgotten,
+        "rekey" => return Ok(Settled::Rekey),
+        other => return Err(sqlx::Error::Protocol(format!("log.append answered {other:?}"))),
+    };
+    Ok(Settled::Outcome(outcome))
 }
 
 /// Says whether the database refuses what was sent: data exceptions, violated constraints, limits exceeded.
@@ -405,11 +607,13 @@ fn refusal(error: &sqlx::Error) -> AppendError {
     })
 }
 
-fn count(outcome: &Outcome) {
-    let outcome = match outcome {
-        Outcome::Appended(_) => "appended",
-        Outcome::Duplicate { .. } => "duplicate",
-        Outcome::Conflict { .. } => "conflict",
+fn count(settled: &Settled) {
+    let outcome = match settled {
+        Settled::Outcome(Outcome::Appended(_)) => "appended",
+        Settled::Outcome(Outcome::Duplicate { .. }) => "duplicate",
+        Settled::Outcome(Outcome::Conflict { .. }) => "conflict",
+        Settled::Outcome(Outcome::Forgotten) => "forgotten",
+        Settled::Rekey => "rekey",
     };
     metrics::counter!("minutebook_appends_total", "outcome" => outcome).increment(1);
 }
@@ -418,8 +622,8 @@ fn count(outcome: &Outcome) {
 mod tests {
     use super::*;
 
-    fn append(command: u128, aggregate: &str) -> Append {
-        Append {
+    fn append(command: u128, aggregate: &str) -> SealedAppend {
+        SealedAppend {
             command_id: Uuid::from_u128(command),
             request_hmac: vec![],
             aggregate_type: "meeting",
@@ -427,6 +631,7 @@ mod tests {
             expected_version: 0,
             metadata: "{}".to_owned(),
             events: vec![],
+            sealed: Sealed { payloads: vec![], subjects: vec![] },
         }
     }
 

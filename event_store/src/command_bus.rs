@@ -5,13 +5,13 @@
 //! decision is decided again on a fresh load.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cqrs_es::event_sink::EventSink;
 use cqrs_es::persist::PersistedEventStore;
 use cqrs_es::{Aggregate, AggregateError, DomainEvent, EventStore as _};
-use domain::event::DecodeError;
+use domain::event::{AggregateEvent, DecodeError};
 use domain::meeting::Meeting;
 use domain::profile::Profile;
 use sqlx::{PgPool, Row};
@@ -19,14 +19,15 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::EventStore;
-use crate::append::{Append, AppendError, Appender, NewEvent, Outcome, Place};
+use crate::append::{Append, AppendError, Appender, Outcome, Place};
 use crate::log::{self, BatchLimits, LogError};
 use crate::repository::LogRepository;
 use crate::retry::backoff;
+use crate::sealing::{Keyring, Needs};
 use crate::state_cache::{StateCache, Versioned, Weighed};
 
 /// How often a command that meets a conflict is decided anew.
-const TRIES: u32 = 20;
+const TRIES: u32 = 40;
 /// How much of a history is read at once to find the event at fault.
 const READ: BatchLimits = BatchLimits { events: 1000, bytes: 8 * 1024 * 1024 };
 
@@ -96,6 +97,9 @@ pub enum CommandError<E: std::error::Error + 'static> {
     /// The key was used for another request before.
     #[error("the idempotency key was used for another request")]
     KeyReused,
+    /// Somebody whom the command names was forgotten.
+    #[error("somebody whom it names was forgotten")]
+    Forgotten,
     /// Others kept changing the aggregate.
     #[error("the aggregate kept changing; {TRIES} tries met a conflict")]
     Contended,
@@ -129,8 +133,8 @@ impl CommandBus {
     /// Returns a bus over `store`.
     pub fn new(store: &EventStore) -> Self {
         Self {
-            meetings: Arc::new(Handler::new(store.pool().clone(), store.appender().clone())),
-            profiles: Arc::new(Handler::new(store.pool().clone(), store.appender().clone())),
+            meetings: Arc::new(Handler::new(store)),
+            profiles: Arc::new(Handler::new(store)),
             pool: store.pool().clone(),
         }
     }
@@ -199,36 +203,60 @@ struct Handler<A: Aggregate> {
     pool: PgPool,
     store: PersistedEventStore<LogRepository, A>,
     appender: Appender,
-    cache: Mutex<StateCache<A>>,
+    keyring: Keyring,
+    cache: Mutex<Cache<A>>,
+}
+
+/// States, all of them made since so many destructions: what a state knows of somebody who is forgotten is not
+/// used after that.
+struct Cache<A> {
+    destructions: i64,
+    states: StateCache<A>,
 }
 
 impl<A: Aggregate + Clone + Weighed> Handler<A>
 where
     A::Error: 'static,
 {
-    fn new(pool: PgPool, appender: Appender) -> Self {
-        let repository = LogRepository::new(pool.clone(), appender.clone());
+    fn new(store: &EventStore) -> Self {
+        let (pool, appender, keyring) = (store.pool(), store.appender(), store.keyring());
+        let repository = LogRepository::new(pool.clone(), keyring.clone(), appender.clone());
         let store =
             PersistedEventStore::new_event_store(repository).with_upcasters(domain::upcast::for_cqrs_es());
-        Self { pool, store, appender, cache: Mutex::default() }
+        let cache = Mutex::new(Cache { destructions: keyring.destructions(), states: StateCache::default() });
+        Self { pool: pool.clone(), store, appender: appender.clone(), keyring: keyring.clone(), cache }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache<A>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let destructions = self.keyring.destructions();
+        if cache.destructions != destructions {
+            *cache = Cache { destructions, states: StateCache::default() };
+        }
+        cache
     }
 
     fn cached(&self, id: &str) -> Option<Versioned<A>> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.cache().states.get(id).cloned()
     }
 
-    fn remember(&self, id: &str, new: Versioned<A>) {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(id, new);
+    /// Keeps a state, unless somebody was forgotten since there were so many `destructions`: it may know them.
+    fn remember(&self, id: &str, new: Versioned<A>, destructions: i64) {
+        let mut cache = self.cache();
+        if cache.destructions == destructions {
+            cache.states.put(id, new);
+        }
     }
 
     async fn load(&self, id: &str) -> Result<Versioned<A>, CommandError<A::Error>> {
+        let destructions = self.keyring.destructions();
         let loaded = match self.store.load_aggregate(id).await {
             Ok(loaded) => loaded,
             Err(AggregateError::UserError(error)) => return Err(CommandError::Refused(error)),
             Err(AggregateError::AggregateConflict) => return Err(CommandError::Contended),
             Err(AggregateError::DatabaseConnectionError(source)) => return Err(load_error(source)),
             Err(AggregateError::DeserializationError(source) | AggregateError::UnexpectedError(source)) => {
-                let unreadable = first_unreadable(&self.pool, A::TYPE, id).await;
+                let unreadable = first_unreadable(&self.pool, &self.keyring, A::TYPE, id).await;
                 return Err(unreadable.map_err(loading)?.unwrap_or_else(|| load_error(source)));
             }
         };
@@ -241,7 +269,7 @@ where
         }
         let loaded = Versioned { state: loaded.aggregate, version };
         if version > 0 {
-            self.remember(id, loaded.clone());
+            self.remember(id, loaded.clone(), destructions);
         }
         Ok(loaded)
     }
@@ -268,6 +296,7 @@ fn loading<E: std::error::Error + 'static>(source: sqlx::Error) -> CommandError<
 /// Looks for the event with which loading an aggregate must fail: postgres-es does not say which one it was.
 async fn first_unreadable<E: std::error::Error + 'static>(
     pool: &PgPool,
+    keyring: &Keyring,
     aggregate_type: &str,
     id: &str,
 ) -> Result<Option<CommandError<E>>, sqlx::Error> {
@@ -275,7 +304,8 @@ async fn first_unreadable<E: std::error::Error + 'static>(
     let Ok(id) = id.parse() else { return Ok(None) };
     let mut after = 0;
     loop {
-        let (events, more) = log::read_aggregate(pool, aggregate_type, id, after, READ).await?;
+        let (mut events, more) = log::read_aggregate(pool, keyring, aggregate_type, id, after, READ).await?;
+        keyring.open_stored(pool, &mut events, Needs::Everything).await?;
         for event in events.iter().filter(|event| !skipped.contains(&event.sequence)) {
             if let Err(LogError::Decode { position, source }) = event.decode() {
                 return Ok(Some(CommandError::Unreadable { position, source }));
@@ -299,6 +329,7 @@ async fn execute<A>(
 ) -> Result<Accepted, CommandError<A::Error>>
 where
     A: Aggregate<Services = ()> + Clone + Weighed,
+    A::Event: AggregateEvent,
     A::Command: Clone,
     A::Error: 'static,
 {
@@ -327,12 +358,15 @@ async fn load_decide_append<A>(
 ) -> Result<Accepted, CommandError<A::Error>>
 where
     A: Aggregate<Services = ()> + Clone + Weighed,
+    A::Event: AggregateEvent,
     A::Command: Clone,
     A::Error: 'static,
 {
     let command_id = context.key.as_ref().map_or_else(Uuid::now_v7, |key| key.command_id);
     let metadata = metadata(command_id, context);
+    let uuid: Uuid = id.parse().map_err(|_| CommandError::Load("the aggregate's id is not a UUID".into()))?;
 
+    let mut destructions = handler.keyring.destructions();
     let mut stale = match handler.cached(&id) {
         None if context.probably_new => Some(Versioned { state: A::default(), version: 0 }),
         cached => cached,
@@ -340,7 +374,10 @@ where
     for attempt in 1..=TRIES {
         let (current, fresh) = match stale.take() {
             Some(state) => (state, false),
-            None => (handler.load(&id).await?, true),
+            None => {
+                destructions = handler.keyring.destructions();
+                (handler.load(&id).await?, true)
+            }
         };
         if let Some(expected) = context.if_match
             && expected != current.version
@@ -372,11 +409,11 @@ where
             aggregate_id: id.clone(),
             expected_version: current.version,
             metadata: metadata.clone(),
-            events: events.iter().map(new_event).collect(),
+            events: events.into_iter().map(|event| event.of(uuid).into()).collect(),
         };
         match handler.appender.append(append).await? {
             Outcome::Appended(place) => {
-                handler.remember(&id, next);
+                handler.remember(&id, next, destructions);
                 let (version, position) = (place.version, place.last_position);
                 return Ok(Accepted { aggregate_id: id, version, position, events: names });
             }
@@ -387,6 +424,9 @@ where
                 let (id, place, hmac) = known.unwrap_or((id, place, request_hmac));
                 return repeated(pool, id, place, &hmac, context).await;
             }
+            // What is remembered may be of before; what was just loaded is not.
+            Outcome::Forgotten if !fresh => {}
+            Outcome::Forgotten => return Err(CommandError::Forgotten),
             Outcome::Conflict { actual_version } => {
                 metrics::counter!("minutebook_command_conflicts_total", "aggregate" => A::TYPE).increment(1);
                 if let Some(expected) = context.if_match {
@@ -400,14 +440,6 @@ where
         }
     }
     Err(CommandError::Contended)
-}
-
-fn new_event<E: DomainEvent>(event: &E) -> NewEvent {
-    NewEvent {
-        event_type: event.event_type(),
-        event_version: event.event_version(),
-        payload: serde_json::to_string(event).expect("events have string keys and finite numbers"),
-    }
 }
 
 fn metadata(command_id: Uuid, context: &Context) -> String {
@@ -505,6 +537,7 @@ fn measure<E: std::error::Error + 'static>(
         Err(CommandError::StaleVersion { .. }) => "stale",
         Err(CommandError::KeyReused) => "key_reused",
         Err(CommandError::Contended) => "contended",
+        Err(CommandError::Forgotten) => "forgotten",
         Err(CommandError::Unreadable { .. }) => "unreadable",
         Err(CommandError::Append(_) | CommandError::Database { .. } | CommandError::Load(_)) => "failed",
     };

@@ -9,6 +9,7 @@ pub mod log;
 pub mod migrate;
 pub mod repository;
 pub mod retry;
+pub mod sealing;
 mod state_cache;
 pub mod wake;
 
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::append::Appender;
+use crate::sealing::{KeyError, Keyring, MasterSource};
 use crate::wake::Head;
 
 /// The open log: who it is, where its end is, and the way to append to it.
@@ -28,6 +30,7 @@ use crate::wake::Head;
 pub struct EventStore {
     pool: PgPool,
     identity: Arc<Identity>,
+    keyring: Keyring,
     head: Head,
     appender: Appender,
 }
@@ -47,15 +50,20 @@ impl EventStore {
     /// Opens the log that `pool` leads to, which must have been migrated, and starts the tasks that
     /// append and that watch for the appends of others. They end when `shutdown` is cancelled, the
     /// appender after everything handed to it; `tasks` waits for them.
+    ///
+    /// A log whose personal data is sealed under none of the master keys of `master` is refused, and so is one that
+    /// was written before it was sealed.
     pub async fn open(
         pool: PgPool,
+        master: MasterSource,
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
-    ) -> Result<Self, sqlx::Error> {
+    ) -> Result<Self, KeyError> {
         let identity = Arc::new(log::identity(&pool).await?);
-        let head = Head::watch(pool.clone(), shutdown, tasks).await?;
-        let appender = Appender::start(&pool, head.clone(), shutdown, tasks);
-        Ok(Self { pool, identity, head, appender })
+        let keyring = Keyring::open(pool.clone(), identity.log_id, master).await?;
+        let head = Head::watch(pool.clone(), keyring.clone(), shutdown, tasks).await?;
+        let appender = Appender::start(&pool, keyring.clone(), head.clone(), shutdown, tasks);
+        Ok(Self { pool, identity, keyring, head, appender })
     }
 
     /// Returns the pool of connections to the database.
@@ -66,6 +74,11 @@ impl EventStore {
     /// Returns who the log is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Returns the keys of personal data.
+    pub const fn keyring(&self) -> &Keyring {
+        &self.keyring
     }
 
     /// Returns the log's end, as far as it is known here, and the way to wait for more.

@@ -20,6 +20,7 @@ use uuid::Uuid;
 pub use self::check::check;
 pub use self::moments::{position_at, recorded_at, version_at};
 use crate::Identity;
+use crate::sealing::{KeyError, Keyring, Needs};
 
 /// What [`entry`] decodes, of `log.events` alone. The metadata is read of those events only of which the fold
 /// needs it: who it was that said so.
@@ -40,6 +41,8 @@ pub struct Recorded {
     pub recorded_at: DateTime<Utc>,
     /// The place among the events of its aggregate, from 1.
     pub sequence: i64,
+    /// The version of the shape in which it is stored.
+    pub event_version: u32,
     /// What happened.
     pub event: Event,
     /// Who made it happen; read only of a reassignment and of a voice's sample, for only there it is shown.
@@ -138,6 +141,12 @@ impl Entry {
     }
 }
 
+impl LogError {
+    pub(crate) fn of_keys(after: i64, error: KeyError) -> Self {
+        Self::Database { after, source: error.into() }
+    }
+}
+
 impl From<Unreadable> for LogError {
     fn from(Unreadable { position, source, .. }: Unreadable) -> Self {
         Self::Decode { position, source }
@@ -165,6 +174,8 @@ pub struct StoredEvent {
     pub payload: String,
     /// Who did it and on behalf of what, as a flat JSON object.
     pub metadata: String,
+    /// What of the payload does not open, if it was looked for.
+    pub damage: Option<DecodeError>,
 }
 
 /// Why the log cannot be read on.
@@ -199,16 +210,10 @@ pub enum LogError {
 }
 
 impl StoredEvent {
-    /// Decodes the event.
+    /// Decodes the event. What is personal in it is sealed, unless [`crate::sealing::Keyring`] has opened it.
     pub fn decode(&self) -> Result<Recorded, LogError> {
-        let event = Event::decode(
-            &self.aggregate_type,
-            &self.aggregate_id,
-            &self.event_type,
-            &self.event_version,
-            &self.payload,
-        )
-        .map_err(|source| LogError::Decode { position: self.position, source })?;
+        let decoded = self.damage.clone().map_or_else(|| self.decode_sealed(), Err);
+        let event = decoded.map_err(|source| LogError::Decode { position: self.position, source })?;
         let somebodys_word = matches!(
             event,
             Event::Meeting(_, MeetingEvent::SpeakerReassigned { .. })
@@ -218,10 +223,28 @@ impl StoredEvent {
             position: self.position,
             recorded_at: self.recorded_at,
             sequence: self.sequence,
+            event_version: version_number(&self.event_version),
             event,
             provenance: somebodys_word.then(|| Provenance::of(&self.metadata)),
         })
     }
+}
+
+impl StoredEvent {
+    pub(crate) fn decode_sealed(&self) -> Result<Event, DecodeError> {
+        Event::decode(
+            &self.aggregate_type,
+            &self.aggregate_id,
+            &self.event_type,
+            &self.event_version,
+            &self.payload,
+        )
+    }
+}
+
+/// Returns the number that a known version has.
+fn version_number(event_version: &str) -> u32 {
+    event_version.parse().unwrap_or_default()
 }
 
 /// How much is read at once.
@@ -233,8 +256,8 @@ pub struct BatchLimits {
     pub bytes: usize,
 }
 
-/// Reads the events after position `after`, in order, at most one batch. An empty batch means that the
-/// log ends here. A hole is an error that names it.
+/// Reads the events after position `after`, in order, at most one batch, as they are stored: what is personal is
+/// sealed. An empty batch means that the log ends here. A hole is an error that names it.
 pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<StoredEvent>, LogError> {
     let failed = |source| LogError::Database { after, source };
     let mut rows = sqlx::query(
@@ -267,10 +290,19 @@ pub async fn read(pool: &PgPool, after: i64, limits: BatchLimits) -> Result<Vec<
 
 /// Reads and decodes the events after position `after`, in order, at most one batch, up to a hole: then the
 /// error comes beside those before it. What is not needed to fold (most events' metadata) is not read.
-pub async fn read_recorded(pool: &PgPool, after: i64, limits: BatchLimits) -> (Vec<Entry>, Option<LogError>) {
+pub async fn read_recorded(
+    pool: &PgPool,
+    keyring: &Keyring,
+    after: i64,
+    limits: BatchLimits,
+) -> (Vec<Entry>, Option<LogError>) {
     let mut events = Vec::new();
     let error = read_into(pool, after, limits, &mut events).await.err();
-    (events, error)
+    // No voice of a cluster is in a table.
+    match keyring.open_entries(pool, &mut events, Needs::NoClusters).await {
+        Ok(()) => (events, error),
+        Err(error) => (vec![], Some(LogError::of_keys(after, error))),
+    }
 }
 
 async fn read_into(
@@ -311,6 +343,7 @@ async fn read_into(
 /// with the id and the sequence `after`, as far as the log's position `until`; at most one batch.
 pub async fn read_aggregates(
     connection: &mut PgConnection,
+    keyring: &Keyring,
     aggregate_type: &str,
     after: &(String, i64),
     to: &str,
@@ -333,14 +366,18 @@ pub async fn read_aggregates(
     .bind(to)
     .bind(until)
     .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
-    .fetch(connection);
-    Ok(gather(rows, limits).await.map_err(failed)?.0)
+    .fetch(&mut *connection);
+    let (mut events, _) = gather(rows, limits).await.map_err(failed)?;
+    let opened = keyring.open_entries(connection, &mut events, Needs::NoClusters).await;
+    opened.map_err(|error| LogError::of_keys(0, error))?;
+    Ok(events)
 }
 
 /// Reads and decodes the events of one type of aggregates after position `after` and up to `until`, in order, at
 /// most one batch; says whether these are all.
 pub async fn read_type(
     pool: &PgPool,
+    keyring: &Keyring,
     aggregate_type: &str,
     after: i64,
     until: i64,
@@ -359,7 +396,10 @@ pub async fn read_type(
     .bind(aggregate_type)
     .bind(i64::try_from(limits.events).unwrap_or(i64::MAX))
     .fetch(pool);
-    gather(rows, limits).await.map_err(failed)
+    let (mut events, whole) = gather(rows, limits).await.map_err(failed)?;
+    let opened = keyring.open_entries(pool, &mut events, Needs::NoClusters).await;
+    opened.map_err(|error| LogError::of_keys(after, error))?;
+    Ok((events, whole))
 }
 
 /// Decodes rows of [`columns!`], at most one batch; says whether these are all.
@@ -385,6 +425,7 @@ async fn gather(
 /// passes it; says whether these are all.
 pub async fn latest_of_type(
     pool: &PgPool,
+    keyring: &Keyring,
     aggregate_type: &str,
     aggregate_ids: &[String],
     event_type: &str,
@@ -411,15 +452,19 @@ pub async fn latest_of_type(
     .fetch(pool);
     let mut events = Vec::new();
     let mut read = 0;
+    let mut whole = true;
     while let Some(row) = rows.try_next().await? {
         if read >= bytes {
-            return Ok((events, false));
+            whole = false;
+            break;
         }
         let (entry, size) = entry(&row)?;
         events.push(entry);
         read += size;
     }
-    Ok((events, true))
+    drop(rows);
+    keyring.open_entries(pool, &mut events, Needs::Everything).await?;
+    Ok((events, whole))
 }
 
 /// Returns which speakers of these meetings somebody has reassigned, and the sequence of the latest time.
@@ -462,7 +507,8 @@ fn entry(row: &PgRow) -> Result<(Entry, usize), sqlx::Error> {
     let entry = match Event::decode(aggregate_type, aggregate_id, event_type, text(6)?, payload) {
         Ok(event) => {
             let provenance = row.try_get::<Option<&str>, _>(8)?.map(Provenance::of);
-            Entry::Event(Recorded { position, recorded_at, sequence, event, provenance })
+            let event_version = version_number(text(6)?);
+            Entry::Event(Recorded { position, recorded_at, sequence, event_version, event, provenance })
         }
         Err(source) => Entry::Unreadable(Unreadable {
             position,
@@ -481,18 +527,20 @@ fn entry(row: &PgRow) -> Result<(Entry, usize), sqlx::Error> {
 /// follow.
 pub async fn read_aggregate(
     pool: &PgPool,
+    keyring: &Keyring,
     aggregate_type: &str,
     aggregate_id: Uuid,
     after_sequence: i64,
     limits: BatchLimits,
 ) -> Result<(Vec<StoredEvent>, bool), sqlx::Error> {
-    read_aggregate_but(pool, aggregate_type, aggregate_id, after_sequence, None, limits).await
+    read_aggregate_but(pool, keyring, aggregate_type, aggregate_id, after_sequence, None, limits).await
 }
 
 /// Reads the events of one aggregate as [`read_aggregate`] does, but those of the type `but`, if one is named:
-/// large ones, which the reader would pass over.
+/// large ones, which the reader would pass over. Voices of clusters stay sealed.
 pub async fn read_aggregate_but(
     pool: &PgPool,
+    keyring: &Keyring,
     aggregate_type: &str,
     aggregate_id: Uuid,
     after_sequence: i64,
@@ -515,15 +563,19 @@ pub async fn read_aggregate_but(
     .fetch(pool);
     let mut events = Vec::new();
     let mut bytes = 0;
+    let mut more = false;
     while let Some(row) = rows.try_next().await? {
         if events.len() == limits.events || bytes >= limits.bytes {
-            return Ok((events, true));
+            more = true;
+            break;
         }
         let event = stored_event(&row)?;
         bytes += event.payload.len();
         events.push(event);
     }
-    Ok((events, false))
+    drop(rows);
+    keyring.open_stored(pool, &mut events, Needs::NoClusters).await?;
+    Ok((events, more))
 }
 
 fn stored_event(row: &sqlx::postgres::PgRow) -> Result<StoredEvent, sqlx::Error> {
@@ -537,6 +589,7 @@ fn stored_event(row: &sqlx::postgres::PgRow) -> Result<StoredEvent, sqlx::Error>
         event_version: row.try_get(6)?,
         payload: row.try_get(7)?,
         metadata: row.try_get(8)?,
+        damage: None,
     })
 }
 
@@ -544,6 +597,16 @@ fn stored_event(row: &sqlx::postgres::PgRow) -> Result<StoredEvent, sqlx::Error>
 pub async fn head(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
     let newest = sqlx::query_scalar("SELECT position FROM log.events ORDER BY position DESC LIMIT 1");
     Ok(newest.fetch_optional(executor).await?.unwrap_or(0))
+}
+
+/// Returns the position of the newest event, and how often somebody was forgotten.
+pub(crate) async fn head_and_destructions(executor: impl PgExecutor<'_>) -> Result<(i64, i64), sqlx::Error> {
+    sqlx::query_as(
+        "SELECT coalesce((SELECT position FROM log.events ORDER BY position DESC LIMIT 1), 0),
+                coalesce((SELECT destructions FROM keys.master), 0)",
+    )
+    .fetch_one(executor)
+    .await
 }
 
 /// Returns the sequences of an aggregate's events that an operator has skipped.

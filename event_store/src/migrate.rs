@@ -19,6 +19,7 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
         migration(4, "rebuild reports", include_str!("../../migrations/0004_rebuild_reports.sql")),
         migration(5, "parked", include_str!("../../migrations/0005_parked.sql")),
         migration(6, "voice followers", include_str!("../../migrations/0006_voice_followers.sql")),
+        migration(7, "keys", include_str!("../../migrations/0007_keys.sql")),
     ];
     // sqlx keeps its list of what was applied in the first schema of the search_path: always the same one.
     let options = pool.connect_options().as_ref().clone().options([("search_path", "public")]);

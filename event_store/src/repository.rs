@@ -4,6 +4,7 @@
 //! Snapshots and streams are refused: postgres-es applies events twice with the ones, and ends the others
 //! early without an error when the connection is lost (see `docs/adr/0001-log-over-postgres-es.md`).
 
+use chrono::DateTime;
 use cqrs_es::Aggregate;
 use cqrs_es::persist::{
     PersistedEventRepository, PersistenceError, ReplayStream, SerializedEvent, SerializedSnapshot,
@@ -14,21 +15,23 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::append::{Append, AppendError, Appender, NewEvent, Outcome};
-use crate::log;
+use crate::log::{self, StoredEvent};
+use crate::sealing::{Keyring, Needs, may_be_sealed};
 
 /// Loads aggregates' events through postgres-es, and appends through the [`Appender`].
 pub struct LogRepository {
     loading: PostgresEventRepository,
     pool: PgPool,
+    keyring: Keyring,
     appender: Appender,
 }
 
 impl LogRepository {
     /// Returns a repository over `log.events`.
-    pub fn new(pool: PgPool, appender: Appender) -> Self {
+    pub fn new(pool: PgPool, keyring: Keyring, appender: Appender) -> Self {
         let loading =
             PostgresEventRepository::new(pool.clone()).with_tables("log.events", "log.no_snapshots");
-        Self { loading, pool, appender }
+        Self { loading, pool, keyring, appender }
     }
 
     /// Takes out what was skipped. The last event that is left stands for all up to the end, so that the
@@ -40,14 +43,55 @@ impl LogRepository {
     ) -> Result<Vec<SerializedEvent>, PersistenceError> {
         let skipped = log::skipped_sequences(&self.pool, A::TYPE, id).await;
         let skipped = skipped.map_err(|error| PersistenceError::ConnectionError(Box::new(error)))?;
-        if !skipped.is_empty() {
-            let version = events.last().map_or(0, |event| event.sequence);
-            events.retain(|event| i64::try_from(event.sequence).is_ok_and(|at| !skipped.contains(&at)));
-            if let Some(last) = events.last_mut() {
-                last.sequence = version;
+        let version = events.last().map_or(0, |event| event.sequence);
+        events.retain(|event| i64::try_from(event.sequence).is_ok_and(|at| !skipped.contains(&at)));
+        // Opened at its own place, before it stands for another.
+        let mut events = self.opened(known(events)?).await?;
+        if let Some(last) = events.last_mut() {
+            last.sequence = version;
+        }
+        Ok(events)
+    }
+
+    /// Opens what is sealed. What was opened has today's shape.
+    async fn opened(
+        &self,
+        mut events: Vec<SerializedEvent>,
+    ) -> Result<Vec<SerializedEvent>, PersistenceError> {
+        let mut sealed = vec![];
+        for (n, event) in events.iter().enumerate() {
+            let payload = event.payload.to_string();
+            if may_be_sealed(&payload) {
+                sealed.push((n, stored(event, payload)));
             }
         }
-        known(events)
+        let (places, mut stored): (Vec<_>, Vec<_>) = sealed.into_iter().unzip();
+        let opened = self.keyring.open_stored(&self.pool, &mut stored, Needs::Everything).await;
+        opened.map_err(|error| PersistenceError::ConnectionError(Box::new(sqlx::Error::from(error))))?;
+        for (n, stored) in places.into_iter().zip(stored) {
+            if let Some(damage) = stored.damage {
+                return Err(PersistenceError::DeserializationError(Box::new(damage)));
+            }
+            let read = |error: serde_json::Error| PersistenceError::DeserializationError(Box::new(error));
+            events[n].payload = serde_json::from_str(&stored.payload).map_err(read)?;
+            events[n].event_version = stored.event_version;
+        }
+        Ok(events)
+    }
+}
+
+fn stored(event: &SerializedEvent, payload: String) -> StoredEvent {
+    StoredEvent {
+        position: 0,
+        recorded_at: DateTime::UNIX_EPOCH,
+        aggregate_type: event.aggregate_type.clone(),
+        aggregate_id: event.aggregate_id.clone(),
+        sequence: i64::try_from(event.sequence).unwrap_or(i64::MAX),
+        event_type: event.event_type.clone(),
+        event_version: event.event_version.clone(),
+        payload,
+        metadata: String::new(),
+        damage: None,
     }
 }
 
@@ -63,6 +107,10 @@ fn known(events: Vec<SerializedEvent>) -> Result<Vec<SerializedEvent>, Persisten
 #[derive(Debug, thiserror::Error)]
 #[error("{0} are not used here")]
 struct Unsupported(&'static str);
+
+#[derive(Debug, thiserror::Error)]
+#[error("somebody whom the events are about was forgotten")]
+struct Forgotten;
 
 impl From<Unsupported> for PersistenceError {
     fn from(error: Unsupported) -> Self {
@@ -118,7 +166,7 @@ impl PersistedEventRepository for LogRepository {
                 .map(|event| NewEvent {
                     event_type: event.event_type.clone(),
                     event_version: event.event_version.clone(),
-                    payload: event.payload.to_string(),
+                    payload: event.payload.to_string().into(),
                 })
                 .collect(),
         };
@@ -126,6 +174,7 @@ impl PersistedEventRepository for LogRepository {
             // The command is new, so a duplicate is this very append, settled after a lost connection.
             Ok(Outcome::Appended(_) | Outcome::Duplicate { .. }) => Ok(()),
             Ok(Outcome::Conflict { .. }) => Err(PersistenceError::OptimisticLockError),
+            Ok(Outcome::Forgotten) => Err(PersistenceError::UnknownError(Box::new(Forgotten))),
             Err(error @ AppendError::Unavailable(_)) => {
                 Err(PersistenceError::ConnectionError(Box::new(error)))
             }

@@ -1,7 +1,8 @@
 //! The log's end, and how readers learn that it moved.
 //!
 //! In this process the appender says so. Other processes are told by NOTIFY, outside the append; since a
-//! notification can be lost with its connection, everybody also looks now and then.
+//! notification can be lost with its connection, everybody also looks now and then. The same look tells that somebody
+//! was forgotten: what is remembered unsealed goes.
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tracing::warn;
 
 use crate::log;
 use crate::retry::backoff;
+use crate::sealing::Keyring;
 
 const CHANNEL: &str = "minutebook_log";
 /// How often the log's end is looked up, in case that no notification came.
@@ -34,12 +36,13 @@ impl Head {
     /// Starts watching the log behind `pool`.
     pub(crate) async fn watch(
         pool: PgPool,
+        keyring: Keyring,
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, sqlx::Error> {
         let head =
             Self { sender: watch::Sender::new(log::head(&pool).await?), appended: watch::Sender::new(0) };
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(listen(pool.clone(), head.clone())));
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(listen(pool.clone(), keyring, head.clone())));
         tasks.spawn(shutdown.clone().run_until_cancelled_owned(notify(pool, head.appended.subscribe())));
         Ok(head)
     }
@@ -55,7 +58,7 @@ impl Head {
     }
 
     /// Takes note that `position` is committed, by this process.
-    pub(crate) fn advance_by_append(&self, position: i64) {
+    pub fn advance_by_append(&self, position: i64) {
         self.advance(position);
         self.appended.send_replace(position);
     }
@@ -71,10 +74,10 @@ impl Head {
 }
 
 /// Learns of the appends of other processes.
-async fn listen(pool: PgPool, head: Head) {
+async fn listen(pool: PgPool, keyring: Keyring, head: Head) {
     let mut failures = 0;
     loop {
-        match listen_until_error(&pool, &head, &mut failures).await {
+        match listen_until_error(&pool, &keyring, &head, &mut failures).await {
             Ok(()) => {}
             Err(error) => {
                 failures += 1;
@@ -87,12 +90,19 @@ async fn listen(pool: PgPool, head: Head) {
     }
 }
 
-async fn listen_until_error(pool: &PgPool, head: &Head, failures: &mut u32) -> Result<(), sqlx::Error> {
+async fn listen_until_error(
+    pool: &PgPool,
+    keyring: &Keyring,
+    head: &Head,
+    failures: &mut u32,
+) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     loop {
         // Registered first, looked up second: an append in between is seen either way.
-        head.advance(log::head(pool).await?);
+        let (position, destructions) = log::head_and_destructions(pool).await?;
+        head.advance(position);
+        keyring.note_destructions(destructions);
         *failures = 0;
         if let Ok(notification) = timeout(POLL, listener.recv()).await
             && let Ok(position) = notification?.payload().parse()

@@ -370,13 +370,11 @@ fn fold_profile(rows: &mut ProfileRows, id: ProfileId, event: &ProfileEvent, rec
                 created_at: Some(*created_at),
             });
         }
-        ProfileEvent::ProfileRenamed { display_name } => {
-            match (&mut rows.profile, display_name.known()) {
-                (Some(profile), Some(name)) => name.as_str().clone_into(&mut profile.display_name),
-                (Some(_), None) => rows.profile = None,
-                (None, _) => {}
-            }
-        }
+        ProfileEvent::ProfileRenamed { display_name } => match (&mut rows.profile, display_name.known()) {
+            (Some(profile), Some(name)) => name.as_str().clone_into(&mut profile.display_name),
+            (Some(_), None) => rows.profile = None,
+            (None, _) => {}
+        },
         ProfileEvent::VoiceEnrolled { sample_id, voice, source, enrolled_at } => {
             if let (Some(profile), Some(vector)) = (&mut rows.profile, voice.vector.known()) {
                 let Provenance { actor, actor_kind, .. } = recorded.provenance.clone().unwrap_or_default();

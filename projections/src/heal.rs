@@ -53,7 +53,8 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
     let to = format!("{id}\u{1}");
     loop {
         let entries =
-            log::read_aggregates(&mut transaction, key.0, &after, &to, held.position, BATCH).await?;
+            log::read_aggregates(&mut transaction, store.keyring(), key.0, &after, &to, held.position, BATCH)
+                .await?;
         let Some(last) = entries.last() else { break };
         after.1 = last.sequence();
         for entry in &entries {

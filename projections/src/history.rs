@@ -4,8 +4,8 @@
 //! Events up to a position never change, so nothing here needs a snapshot.
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use event_store::EventStore;
 use event_store::log::{self, BatchLimits};
-use sqlx::PgPool;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -39,9 +39,13 @@ pub enum HistoryError {
 
 /// Returns a meeting with its file, speakers and artifacts as it stood at `position`; nothing if it had been
 /// erased then, or never was.
-pub async fn meeting(pool: &PgPool, id: Uuid, position: i64) -> Result<Option<MeetingDetails>, HistoryError> {
-    let version = version(pool, "meeting", id, position).await?;
-    match rows(pool, "meeting", id, version).await? {
+pub async fn meeting(
+    store: &EventStore,
+    id: Uuid,
+    position: i64,
+) -> Result<Option<MeetingDetails>, HistoryError> {
+    let version = version(store, "meeting", id, position).await?;
+    match rows(store, "meeting", id, version).await? {
         Some(Rows::Meeting(rows)) => Ok(MeetingDetails::of(*rows, version, position)),
         Some(Rows::Profile(_)) | None => Ok(None),
     }
@@ -49,23 +53,23 @@ pub async fn meeting(pool: &PgPool, id: Uuid, position: i64) -> Result<Option<Me
 
 /// Returns a file as it stood at `position`. It is found by way of its meeting's row: a file whose meeting is
 /// erased by now is not.
-pub async fn file(pool: &PgPool, id: Uuid, position: i64) -> Result<Option<FileView>, HistoryError> {
-    let Some(meeting_id) = queries::meeting_of_file(pool, id).await? else { return Ok(None) };
-    Ok(meeting(pool, meeting_id, position).await?.and_then(|meeting| meeting.file))
+pub async fn file(store: &EventStore, id: Uuid, position: i64) -> Result<Option<FileView>, HistoryError> {
+    let Some(meeting_id) = queries::meeting_of_file(store.pool(), id).await? else { return Ok(None) };
+    Ok(meeting(store, meeting_id, position).await?.and_then(|meeting| meeting.file))
 }
 
 /// Returns a person as known at `position`; nothing if there never was one. Whoever has been forgotten since
 /// is not shown at any position.
 pub async fn profile(
-    pool: &PgPool,
+    store: &EventStore,
     id: Uuid,
     position: i64,
 ) -> Result<Option<Found<ProfileSummary>>, HistoryError> {
-    if log::has_event(pool, "profile", id, "ProfileErased").await? {
+    if log::has_event(store.pool(), "profile", id, "ProfileErased").await? {
         return Ok(None);
     }
-    let version = version(pool, "profile", id, position).await?;
-    match rows(pool, "profile", id, version).await? {
+    let version = version(store, "profile", id, position).await?;
+    match rows(store, "profile", id, version).await? {
         Some(Rows::Profile(rows)) => {
             let found = |row| Found { row: ProfileSummary::from(row), version, position };
             Ok(rows.profile.map(found))
@@ -77,17 +81,17 @@ pub async fn profile(
 /// Returns the version that an aggregate had at `position`: its number of events up to there; 0 if it has
 /// none to this day.
 pub async fn version(
-    pool: &PgPool,
+    store: &EventStore,
     aggregate_type: &str,
     id: Uuid,
     position: i64,
 ) -> Result<i64, HistoryError> {
-    let version = log::version_at(pool, aggregate_type, id, position).await?;
+    let version = log::version_at(store.pool(), aggregate_type, id, position).await?;
     if version > 0 {
         return Ok(version);
     }
     let one = BatchLimits { events: 1, ..BATCH };
-    let (first, _) = log::read_aggregate(pool, aggregate_type, id, 0, one).await?;
+    let (first, _) = log::read_aggregate(store.pool(), store.keyring(), aggregate_type, id, 0, one).await?;
     match first.first() {
         Some(first) => {
             let (begins, recorded_at) = (first.position, first.recorded_at);
@@ -100,21 +104,22 @@ pub async fn version(
 /// Folds the first `version` events of an aggregate; returns nothing if there are none. The fold leaves out
 /// what was skipped, and ends before an event that cannot be decoded, as the live one does.
 async fn rows(
-    pool: &PgPool,
+    store: &EventStore,
     aggregate_type: &str,
     id: Uuid,
     version: i64,
 ) -> Result<Option<Rows>, sqlx::Error> {
-    let skipped = log::skipped_sequences(pool, aggregate_type, &id.to_string()).await?;
+    let skipped = log::skipped_sequences(store.pool(), aggregate_type, &id.to_string()).await?;
     // What the tables refuse they do not show at any position from then on.
-    let parked = parked_events::first_of(pool, aggregate_type, &id.to_string()).await?;
+    let parked = parked_events::first_of(store.pool(), aggregate_type, &id.to_string()).await?;
     let version = parked.map_or(version, |sequence| version.min(sequence - 1));
     let mut rows = None;
     let mut sequence = 0;
     while sequence < version {
         let rest = usize::try_from(version - sequence).unwrap_or(usize::MAX);
         let limits = BatchLimits { events: rest.min(BATCH.events), ..BATCH };
-        let (events, _) = log::read_aggregate(pool, aggregate_type, id, sequence, limits).await?;
+        let (events, _) =
+            log::read_aggregate(store.pool(), store.keyring(), aggregate_type, id, sequence, limits).await?;
         let Some(last) = events.last() else { break };
         sequence = last.sequence;
         for stored in events.iter().filter(|event| !skipped.contains(&event.sequence)) {

@@ -307,7 +307,7 @@ pub async fn retry(store: &EventStore, position: i64, actor: &str) -> Result<Ret
     let mut transaction = connection.begin().await.map_err(&failed)?;
     let held = hold(&mut transaction).await?;
     let head = head_of(&mut transaction, held, position).await?;
-    let retried = retry_held(&mut transaction, held, &head, actor).await?;
+    let retried = retry_held(&mut transaction, store, held, &head, actor).await?;
     transaction.commit().await.map_err(&failed)?;
     Ok(retried)
 }
@@ -330,7 +330,7 @@ pub async fn skip(
     decide(&mut transaction, held.position, &[position], "skipped", Some(reason), actor)
         .await
         .map_err(&failed)?;
-    let retried = retry_held(&mut transaction, held, &head, actor).await?;
+    let retried = retry_held(&mut transaction, store, held, &head, actor).await?;
     transaction.commit().await.map_err(&failed)?;
     Ok(retried)
 }
@@ -365,6 +365,7 @@ async fn head_of(
 
 async fn retry_held(
     transaction: &mut PgConnection,
+    store: &EventStore,
     held: Checkpoint,
     head: &ParkedRow,
     actor: &str,
@@ -382,8 +383,16 @@ async fn retry_held(
     let mut after = head.sequence - 1;
     'reading: loop {
         let (from, to) = ((aggregate_id.clone(), after), format!("{aggregate_id}\u{1}"));
-        let entries =
-            log::read_aggregates(transaction, aggregate_type, &from, &to, held.position, BATCH).await?;
+        let entries = log::read_aggregates(
+            transaction,
+            store.keyring(),
+            aggregate_type,
+            &from,
+            &to,
+            held.position,
+            BATCH,
+        )
+        .await?;
         let Some(last) = entries.last() else { break };
         after = last.sequence();
         for entry in &entries {

@@ -253,7 +253,7 @@ async fn catch_up_with(
         let rest = usize::try_from(until - position).unwrap_or(usize::MAX);
         let most = at_once.events.min(care.limits_after(position).events);
         let limits = BatchLimits { events: most.min(rest), ..at_once };
-        let (events, error) = log::read_recorded(store.pool(), position, limits).await;
+        let (events, error) = log::read_recorded(store.pool(), store.keyring(), position, limits).await;
         if events.is_empty() {
             return Err(error.map_or(ProjectError::TaskGone, ProjectError::Log));
         }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use chrono::{DateTime, Utc};
 use event_store::EventStore;
 use event_store::log::{self, Entry, LogError};
+use event_store::sealing::Keyring;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -270,7 +271,7 @@ async fn fold_all(
         let mut writer = connect(store, schema).await?;
         let mut reader = connect(store, schema).await?;
         let (parts, done, progress) = (Arc::clone(&parts), Arc::clone(&done), Arc::clone(progress));
-        let exceptions = exceptions.clone();
+        let (exceptions, keyring) = (exceptions.clone(), store.keyring().clone());
         workers.spawn(async move {
             let mut parked = vec![];
             loop {
@@ -279,17 +280,25 @@ async fn fold_all(
                 let mut worker = Worker::new(exceptions.clone());
                 let mut after = (from, 0);
                 loop {
-                    let entries =
-                        log::read_aggregates(&mut reader, &aggregate_type, &after, &to, until, BATCH).await?;
+                    let entries = log::read_aggregates(
+                        &mut reader,
+                        &keyring,
+                        &aggregate_type,
+                        &after,
+                        &to,
+                        until,
+                        BATCH,
+                    )
+                    .await?;
                     let Some(last) = entries.last() else { break };
                     after = (last.aggregate().1.into_owned(), last.sequence());
                     let read = i64::try_from(entries.len()).unwrap_or(i64::MAX);
                     worker.fold(&entries);
-                    worker.write(&mut reader, &mut writer, &aggregate_type, until).await?;
+                    worker.write(&mut reader, &mut writer, &keyring, &aggregate_type, until).await?;
                     progress.done(done.fetch_add(read, Ordering::Relaxed) + read);
                 }
                 worker.finish();
-                worker.write(&mut reader, &mut writer, &aggregate_type, until).await?;
+                worker.write(&mut reader, &mut writer, &keyring, &aggregate_type, until).await?;
                 parked.append(&mut worker.parked);
             }
         });
@@ -362,6 +371,7 @@ impl Worker {
         &mut self,
         reader: &mut PgConnection,
         writer: &mut PgConnection,
+        keyring: &Keyring,
         aggregate_type: &str,
         until: i64,
     ) -> Result<(), RebuildError> {
@@ -372,7 +382,7 @@ impl Worker {
             Err(_) => {}
         }
         for id in finished {
-            let history = read_history(reader, aggregate_type, id, until).await?;
+            let history = read_history(reader, keyring, aggregate_type, id, until).await?;
             let mut exceptions = self.exceptions.for_another_try(None);
             while let Some(refused) = self.write_one(writer, &history, &exceptions).await? {
                 exceptions = exceptions.for_another_try(Some(refused));
@@ -424,6 +434,7 @@ impl Worker {
 
 async fn read_history(
     reader: &mut PgConnection,
+    keyring: &Keyring,
     aggregate_type: &str,
     id: Uuid,
     until: i64,
@@ -433,7 +444,8 @@ async fn read_history(
     let mut history = vec![];
     let mut after = (id, 0);
     loop {
-        let mut entries = log::read_aggregates(reader, aggregate_type, &after, &to, until, BATCH).await?;
+        let mut entries =
+            log::read_aggregates(reader, keyring, aggregate_type, &after, &to, until, BATCH).await?;
         let Some(last) = entries.last() else { return Ok(history) };
         after.1 = last.sequence();
         history.append(&mut entries);

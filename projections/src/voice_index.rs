@@ -125,12 +125,12 @@ impl Voices {
         };
         loop {
             if follower.looked.elapsed() >= DECISIONS {
-                follower.heed_decisions(self, store.pool()).await?;
+                follower.heed_decisions(self, store).await?;
                 follower.note(store.pool(), process).await?;
             }
             // Marked as seen before reading: an append that comes while we read wakes us again.
             let until = *head.borrow_and_update();
-            let whole = follower.read_on(self, store.pool(), until).await?;
+            let whole = follower.read_on(self, store, until).await?;
             *failures = 0;
             if whole {
                 sleep(PAUSE).await;
@@ -178,7 +178,15 @@ impl Follower {
         loop {
             // No id is behind this.
             let to = "~";
-            let reading = log::read_aggregates(&mut connection, "profile", &after, to, position, BATCH);
+            let reading = log::read_aggregates(
+                &mut connection,
+                store.keyring(),
+                "profile",
+                &after,
+                to,
+                position,
+                BATCH,
+            );
             let entries = within(reading).await?;
             let Some(last) = entries.last() else { break };
             after = (last.aggregate().1.into_owned(), last.sequence());
@@ -190,11 +198,12 @@ impl Follower {
     }
 
     /// Reads a batch, up to the position `until` at most; says whether that was reached.
-    async fn read_on(&mut self, voices: &Voices, pool: &PgPool, until: i64) -> Result<bool, LogError> {
+    async fn read_on(&mut self, voices: &Voices, store: &EventStore, until: i64) -> Result<bool, LogError> {
         if until <= self.position {
             return Ok(true);
         }
-        let (entries, whole) = within(log::read_type(pool, "profile", self.position, until, BATCH)).await?;
+        let reading = log::read_type(store.pool(), store.keyring(), "profile", self.position, until, BATCH);
+        let (entries, whole) = within(reading).await?;
         if !entries.is_empty() {
             let mut index = voices.index.write().await;
             for entry in &entries {
@@ -220,14 +229,15 @@ impl Follower {
     }
 
     /// Reads the profiles anew about whose events somebody has decided.
-    async fn heed_decisions(&mut self, voices: &Voices, pool: &PgPool) -> Result<(), LogError> {
+    async fn heed_decisions(&mut self, voices: &Voices, store: &EventStore) -> Result<(), LogError> {
+        let pool = store.pool();
         let failed = |source| LogError::Database { after: self.position, source };
         let latest = latest_decision(pool).await.map_err(failed)?;
         if latest > self.decision {
             let skipped = skipped_between(pool, 0, i64::MAX).await.map_err(failed)?;
             self.exceptions.skipped = skipped.into_iter().collect();
             for id in profiles_decided_on(pool, self.decision, latest).await.map_err(failed)? {
-                self.read_anew(voices, pool, &id).await?;
+                self.read_anew(voices, store, &id).await?;
             }
             self.decision = latest;
         }
@@ -235,15 +245,23 @@ impl Follower {
         Ok(())
     }
 
-    async fn read_anew(&mut self, voices: &Voices, pool: &PgPool, id: &str) -> Result<(), LogError> {
+    async fn read_anew(&mut self, voices: &Voices, store: &EventStore, id: &str) -> Result<(), LogError> {
         let Ok(profile) = id.parse::<Uuid>().map(ProfileId::from) else { return Ok(()) };
         let failed = |source| LogError::Database { after: self.position, source };
-        let mut connection = pool.acquire().await.map_err(failed)?;
+        let mut connection = store.pool().acquire().await.map_err(failed)?;
         let (mut after, to) = ((id.to_owned(), 0), format!("{id}\u{1}"));
         let mut history = vec![];
         loop {
             // One person has a bounded number of samples.
-            let reading = log::read_aggregates(&mut connection, "profile", &after, &to, self.position, BATCH);
+            let reading = log::read_aggregates(
+                &mut connection,
+                store.keyring(),
+                "profile",
+                &after,
+                &to,
+                self.position,
+                BATCH,
+            );
             let mut entries = within(reading).await?;
             let Some(last) = entries.last() else { break };
             after.1 = last.sequence();

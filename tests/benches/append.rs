@@ -65,7 +65,7 @@ impl Source {
 async fn append(database: &TestDatabase, clients: usize, duration: Duration, source: &mut Source) -> f64 {
     let pool = database.pool().await;
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let store = EventStore::open(pool, &shutdown, &tasks).await.expect("the log opens");
+    let store = EventStore::open(pool, tests::master(), &shutdown, &tasks).await.expect("the log opens");
     // More than can be appended in the time.
     let each = (duration.as_secs() as usize * 60_000) / clients;
     let batches = (0..clients).map(|_| source.take(each)).collect::<Vec<_>>();

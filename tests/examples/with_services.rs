@@ -30,6 +30,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut child = Command::new(&program)
         .args(arguments)
         .env(tests::DATABASE_URL, services.url())
+        // Made by the first who needs it.
+        .env(tests::MASTER_KEY_FILE, directory.path().join("keys/master.key"))
         .spawn()
         .with_context(|| format!("cannot run {}", program.display()))?;
     // Ctrl-C reaches the command by itself; we stay to clean up after it.

@@ -136,7 +136,7 @@ async fn append_a_fixture_of_each_type(book: &api::book::Book) {
             events: vec![NewEvent {
                 event_type: known.stored.to_owned(),
                 event_version: version.to_owned(),
-                payload: fixture["payload"].to_string(),
+                payload: fixture["payload"].to_string().into(),
             }],
         };
         *expected_version += 1;

@@ -31,7 +31,7 @@ pub(crate) struct Ran {
     pub(crate) stderr: String,
 }
 
-/// Returns a command that has nothing but its arguments: no configuration, no terminal.
+/// Returns a command that has nothing but its arguments and the tests' master key: no configuration, no terminal.
 pub(crate) fn minutebook(arguments: &[&str]) -> Command {
     let mut command = Command::new(tests::minutebook());
     for (name, _) in std::env::vars() {
@@ -40,6 +40,7 @@ pub(crate) fn minutebook(arguments: &[&str]) -> Command {
         }
     }
     command
+        .env(tests::MASTER_KEY_FILE, tests::master_key_file())
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

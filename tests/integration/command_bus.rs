@@ -16,6 +16,7 @@ use domain::voice::Voice;
 use event_store::EventStore;
 use event_store::command_bus::{Accepted, CommandBus, CommandError, Context, IdempotencyKey};
 use event_store::repository::LogRepository;
+use event_store::sealing::Needs;
 use futures::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 use tests::TestDatabase;
@@ -534,7 +535,7 @@ fn keyed(key: &IdempotencyKey) -> Context {
 }
 
 fn repository(store: &EventStore) -> LogRepository {
-    LogRepository::new(store.pool().clone(), store.appender().clone())
+    LogRepository::new(store.pool().clone(), store.keyring().clone(), store.appender().clone())
 }
 
 fn decide(meeting: &Meeting, command: MeetingCommand) -> Vec<MeetingEvent> {
@@ -600,7 +601,9 @@ async fn names_of(book: &Book, id: ProfileId) -> Vec<String> {
 
 async fn names_by_profile(book: &Book) -> HashMap<String, Vec<String>> {
     let mut names = HashMap::<_, Vec<_>>::new();
-    for stored in whole_log(book.pool()).await {
+    let mut log = whole_log(book.pool()).await;
+    book.store.keyring().open_stored(book.pool(), &mut log, Needs::Everything).await.unwrap();
+    for stored in log {
         let event = json_of(&stored.payload);
         let name = event[&stored.event_type]["display_name"].as_str().unwrap().to_owned();
         names.entry(stored.aggregate_id).or_default().push(name);

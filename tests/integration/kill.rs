@@ -246,7 +246,8 @@ async fn a_projector_overtaken_behind_its_back_writes_nothing_and_recovers() {
     .await;
     let id = meeting;
     let limits = log::BatchLimits { events: 10, bytes: usize::MAX };
-    let (recorded, _) = log::read_aggregate(&pool, "meeting", id, 0, limits).await.unwrap();
+    let (recorded, _) =
+        log::read_aggregate(&pool, book.store.keyring(), "meeting", id, 0, limits).await.unwrap();
     let recorded = recorded.iter().map(|event| event.decode().unwrap()).collect::<Vec<_>>();
     let mut rows = Rows::empty_for(&recorded[0].event);
     recorded.iter().for_each(|event| fold(&mut rows, event));

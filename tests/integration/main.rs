@@ -22,6 +22,7 @@ mod publisher;
 mod read_models;
 mod real_voices;
 mod rebuild;
+mod sealing;
 mod smoke;
 mod subscriber;
 mod voice_index;

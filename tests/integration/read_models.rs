@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use event_store::log::{self, BatchLimits};
+use event_store::sealing::Needs;
 use projections::fold::{Rows, fold};
 use projections::tables::artifacts::ArtifactRow;
 use projections::tables::checkpoint;
@@ -156,11 +157,13 @@ impl Tables {
 
     /// Folds the log up to `until`, each aggregate from nothing.
     async fn fold(pool: &PgPool, until: i64, exempt: &[i64]) -> Self {
+        let keyring = tests::keyring(pool).await;
         let mut aggregates = BTreeMap::<Uuid, Rows>::new();
         let mut position = 0;
         while position < until {
             let limits = BatchLimits { events: 5000, bytes: 32 << 20 };
-            let batch = log::read(pool, position, limits).await.unwrap();
+            let mut batch = log::read(pool, position, limits).await.unwrap();
+            keyring.open_stored(pool, &mut batch, Needs::NoClusters).await.unwrap();
             for stored in batch.iter().take_while(|event| event.position <= until) {
                 position = stored.position;
                 if exempt.contains(&position) {

@@ -92,7 +92,8 @@ fn flush_time(directory: &Path) -> Duration {
 pub async fn fill(database: &TestDatabase, events: usize) {
     let pool = database.pool().await;
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let store = EventStore::open(pool.clone(), &shutdown, &tasks).await.expect("the log opens");
+    let store =
+        EventStore::open(pool.clone(), crate::master(), &shutdown, &tasks).await.expect("the log opens");
     let mut workload = Workload::new(3, 64);
     let mut done = 0;
     while done < events {
@@ -195,7 +196,10 @@ impl<'a> Baseline<'a> {
             "INSERT INTO bench.events (position, recorded_at, aggregate_type, aggregate_id, sequence, \
              event_type, event_version, payload, metadata) VALUES (nextval('bench.position'), \
              clock_timestamp(), 'meeting', gen_random_uuid()::text, 1, '{}', '{}', '{}', '{}');\n",
-            event.event_type, event.event_version, event.payload, append.metadata
+            event.event_type,
+            event.event_version,
+            event.payload.to_json(),
+            append.metadata
         );
         let path = self.cluster.directory.path().join("insert.sql");
         std::fs::write(&path, script).unwrap();
@@ -269,7 +273,7 @@ async fn insert(connection: &mut PgConnection, append: &Append) {
     .bind(append.aggregate_type)
     .bind(&event.event_type)
     .bind(&event.event_version)
-    .bind(&event.payload)
+    .bind(event.payload.to_json())
     .bind(&append.metadata)
     .execute(connection)
     .await

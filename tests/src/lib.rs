@@ -18,6 +18,8 @@ use std::str::FromStr;
 
 use api::book::Book;
 use api::config::DatabaseConfig;
+use event_store::log::{BatchLimits, StoredEvent};
+use event_store::sealing::{Keyring, MasterSource, Needs};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::sync::OnceCell;
@@ -66,6 +68,35 @@ pub fn server_url() -> String {
     })
 }
 
+/// Where the tests' master key is; set by `with_services`, also for the programs that tests start.
+pub const MASTER_KEY_FILE: &str = "MINUTEBOOK_MASTER_KEY_FILE";
+
+/// Returns the file of the tests' master key.
+pub fn master_key_file() -> PathBuf {
+    let path = std::env::var_os(MASTER_KEY_FILE).map(PathBuf::from);
+    // Benchmarks run by themselves.
+    path.unwrap_or_else(|| std::env::temp_dir().join(format!("minutebook-{}/master.key", std::process::id())))
+}
+
+/// Returns where the tests' master key is.
+pub fn master() -> MasterSource {
+    MasterSource::File(master_key_file())
+}
+
+/// Returns the keys of the log behind `pool`.
+pub async fn keyring(pool: &PgPool) -> Keyring {
+    let identity = event_store::log::identity(pool).await.unwrap();
+    Keyring::open(pool.clone(), identity.log_id, master()).await.unwrap()
+}
+
+/// Returns the whole log, unsealed.
+pub async fn opened_log(pool: &PgPool) -> Vec<StoredEvent> {
+    let limits = BatchLimits { events: usize::MAX, bytes: usize::MAX };
+    let mut log = event_store::log::read(pool, 0, limits).await.unwrap();
+    keyring(pool).await.open_stored(pool, &mut log, Needs::Everything).await.unwrap();
+    log
+}
+
 /// A database of its own, migrated.
 pub struct TestDatabase {
     /// Its URL.
@@ -95,6 +126,8 @@ impl TestDatabase {
             data_dir: None,
             postgres_bin: None,
             postgres_releases_url: None,
+            master_key_file: Some(master_key_file()),
+            master_key: None,
             max_connections: 8,
         }
     }
@@ -119,6 +152,8 @@ async fn create_template() -> String {
     let pool = PgPool::connect(&url_of(&name)).await.unwrap();
     event_store::migrate::migrate(&pool).await.unwrap();
     projections::schema::migrate(&pool).await.unwrap();
+    // Tests may write into the log by hand before anybody opens it.
+    keyring(&pool).await;
     pool.close().await;
     name
 }

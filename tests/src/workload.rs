@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 
 use chrono::TimeDelta;
-use domain::Timestamp;
 use domain::file::{DurationSeconds, File, SizeBytes};
 use domain::ids::{FileId, LogSecret, MeetingId};
 use domain::meeting::{Meeting, MeetingCommand, MeetingEvent, RegisterMeeting, decide, evolve};
 use domain::speaker::{Cluster, Segment};
+use domain::voice::{KeptVoice, Voice};
+use domain::{Event, Timestamp};
 use event_store::append::{Append, NewEvent};
 use uuid::Uuid;
 
@@ -22,6 +23,7 @@ pub struct Workload {
     /// Meetings under way, each with the commands to come.
     under_way: Vec<UnderWay>,
     at_once: usize,
+    voices: bool,
 }
 
 struct UnderWay {
@@ -42,7 +44,13 @@ impl Workload {
             at: "2026-01-01T09:00:00Z".parse().unwrap(),
             under_way: vec![],
             at_once,
+            voices: false,
         }
+    }
+
+    /// Gives each cluster a voice.
+    pub fn with_voices(self) -> Self {
+        Self { voices: true, ..self }
     }
 
     /// Returns the next append.
@@ -64,7 +72,7 @@ impl Workload {
             aggregate_id: meeting.id.to_string(),
             expected_version: meeting.version,
             metadata: metadata(command_id),
-            events: events.iter().map(new_event).collect(),
+            events: events.iter().map(|event| new_event(meeting.id, event)).collect(),
         };
         for event in &events {
             evolve(&mut meeting.state, event);
@@ -88,7 +96,7 @@ impl Workload {
             aggregate_id: id.to_string(),
             expected_version: 0,
             metadata: metadata(command_id),
-            events: vec![new_event(&event)],
+            events: vec![new_event(id, &event)],
         }
     }
 
@@ -150,7 +158,7 @@ impl Workload {
                 cluster_id: format!("spk{n:02}").parse().unwrap(),
                 segments: vec![],
                 speech_ms: None,
-                voice: None,
+                voice: self.voices.then(|| voice(&mut self.random)),
             })
             .collect::<Vec<_>>();
         let end = u32::try_from(duration * 1000).unwrap();
@@ -165,12 +173,13 @@ impl Workload {
     }
 }
 
-fn new_event(event: &MeetingEvent) -> NewEvent {
-    NewEvent {
-        event_type: event.name().to_owned(),
-        event_version: event.version().to_string(),
-        payload: serde_json::to_string(event).unwrap(),
-    }
+fn voice(random: &mut fastrand::Rng) -> KeptVoice {
+    let numbers = (0..256).map(|_| random.f32() - 0.5).collect::<Vec<_>>();
+    Voice { model: "resemblyzer-0.1.4".parse().unwrap(), vector: numbers.try_into().unwrap() }.into()
+}
+
+fn new_event(id: MeetingId, event: &MeetingEvent) -> NewEvent {
+    Event::Meeting(id, event.clone()).into()
 }
 
 fn hex(random: &mut fastrand::Rng, digits: usize) -> String {

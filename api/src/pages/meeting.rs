@@ -227,7 +227,7 @@ pub(super) async fn render(
     let Shown { as_of, dismissed, refused } = shown;
     let meeting = find(state, id, as_of).await?;
     let pool = state.book.pool();
-    let told = speakers::of_meeting_at(pool, id, meeting.position, true).await?;
+    let told = speakers::of_meeting_at(&state.book.store, id, meeting.position, true).await?;
     let (past, pending) = match as_of {
         None => (None, pending::rows(state, id, refused.as_ref()).await?),
         Some(_) => (Some(log::recorded_at(pool, meeting.position).await?), vec![]),

@@ -246,7 +246,7 @@ async fn render(
         wait_until_shown(state, head).await?;
     }
     let decided = decisions(state, path.id, path.speaker).await?;
-    let told = speakers::of_meeting(pool, path.id, true).await?;
+    let told = speakers::of_meeting(&state.book.store, path.id, true).await?;
     let all_ms = told.speakers.iter().map(|speaker| speaker.speech_ms).sum();
     let found = told.speakers.iter().enumerate().find(|(_, speaker)| speaker.id == path.speaker.as_uuid());
     let names = queries::display_names(pool, &profiles_in(&decided.decisions)).await?;

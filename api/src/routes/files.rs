@@ -41,7 +41,7 @@ async fn show(
             let position = as_of.position(pool).await?;
             // The tables know which meeting the file belongs to.
             wait_until_shown(&state, position).await?;
-            (history::file(pool, id.as_uuid(), position).await?, Some(position))
+            (history::file(&state.book.store, id.as_uuid(), position).await?, Some(position))
         }
     };
     let Some(file) = found else {

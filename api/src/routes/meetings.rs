@@ -420,7 +420,7 @@ pub(crate) async fn find(
     let pool = state.book.pool();
     let found = match as_of {
         None => queries::meeting(pool, id.as_uuid()).await?,
-        Some(as_of) => history::meeting(pool, id.as_uuid(), as_of.position(pool).await?).await?,
+        Some(as_of) => history::meeting(&state.book.store, id.as_uuid(), as_of.position(pool).await?).await?,
     };
     found.ok_or_else(|| Problem::not_found("meeting_not_found", "there is no such meeting"))
 }
@@ -575,10 +575,11 @@ async fn events(
     };
     let last = match until {
         None => i64::MAX,
-        Some(position) => history::version(pool, "meeting", id.as_uuid(), position).await?,
+        Some(position) => history::version(&state.book.store, "meeting", id.as_uuid(), position).await?,
     };
     let limits = BatchLimits { events: usize::from(query.limit), bytes: EVENTS_BYTES };
-    let (mut stored, more) = log::read_aggregate(pool, "meeting", id.as_uuid(), after, limits).await?;
+    let (mut stored, more) =
+        log::read_aggregate(pool, state.book.store.keyring(), "meeting", id.as_uuid(), after, limits).await?;
     stored.retain(|event| event.sequence <= last);
     if stored.is_empty() && log::version_at(pool, "meeting", id.as_uuid(), i64::MAX).await? == 0 {
         return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));

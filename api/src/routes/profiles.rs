@@ -219,7 +219,7 @@ async fn show(
     let pool = state.book.pool();
     let found = match as_of {
         None => queries::profile(pool, id.as_uuid()).await?,
-        Some(as_of) => history::profile(pool, id.as_uuid(), as_of.position(pool).await?).await?,
+        Some(as_of) => history::profile(&state.book.store, id.as_uuid(), as_of.position(pool).await?).await?,
     };
     let Some(found) = found else {
         return Err(Problem::not_found("profile_not_found", "there is no such profile"));

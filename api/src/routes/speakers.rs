@@ -57,7 +57,7 @@ async fn list(
     QueryOf(query): QueryOf<ListQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let shown = speakers::of_meeting(state.book.pool(), id, query.segments).await?;
+    let shown = speakers::of_meeting(&state.book.store, id, query.segments).await?;
     Ok((position_header(shown.position), Json(shown)).into_response())
 }
 
@@ -294,8 +294,15 @@ pub(crate) async fn decisions(
     let (mut decisions, mut known) = (vec![], None);
     let mut after = 0;
     loop {
-        let (events, more) =
-            log::read_aggregate(state.book.pool(), "meeting", id.as_uuid(), after, BATCH).await?;
+        let (events, more) = log::read_aggregate(
+            state.book.pool(),
+            state.book.store.keyring(),
+            "meeting",
+            id.as_uuid(),
+            after,
+            BATCH,
+        )
+        .await?;
         for stored in &events {
             let Ok(recorded) = stored.decode() else { continue };
             let Event::Meeting(_, event) = recorded.event else { continue };

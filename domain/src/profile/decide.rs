@@ -55,11 +55,7 @@ pub fn decide(profile: &Profile, command: &ProfileCommand) -> Result<Vec<Profile
             Ok(vec![ProfileEvent::ProfileCreated { profile_id, display_name, created_at: at }])
         }
         (Profile::Active { display_name: known, .. }, ProfileCommand::Create { display_name, .. }) => {
-            if known.is(&display_name) {
-                Ok(vec![])
-            } else {
-                Err(ProfileError::AlreadyExists)
-            }
+            if known.is(&display_name) { Ok(vec![]) } else { Err(ProfileError::AlreadyExists) }
         }
         (Profile::Active { display_name: known, .. }, ProfileCommand::Rename { display_name }) => {
             if known.is(&display_name) {

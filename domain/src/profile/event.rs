@@ -32,7 +32,11 @@ pub enum ProfileEvent {
         /// What the voice is like.
         voice: KeptVoice,
         /// Where the sample came from.
-        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "personal_data::present")]
+        #[serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            deserialize_with = "personal_data::present"
+        )]
         source: Option<Personal<SampleSource>>,
         /// When.
         enrolled_at: Timestamp,

@@ -368,7 +368,7 @@ fn a_meeting_s_life_is_told_by_its_events() {
         MeetingEvent::StageResultCached {
             stage: parsed("asr"),
             content_fp: parsed("fp"),
-            value: "{}".to_owned(),
+            value: "{}".to_owned().into(),
             expires_at: None,
         },
         MeetingEvent::MeetingCompleted(MeetingCompleted {
@@ -623,7 +623,7 @@ fn a_cached_result_is_stored_again_only_once_it_expired_or_changed() {
     let cached = |content_fp: &str, value: &str| MeetingEvent::StageResultCached {
         stage: parsed("align"),
         content_fp: parsed(content_fp),
-        value: value.to_owned(),
+        value: value.to_owned().into(),
         expires_at: until,
     };
     let when = |history: &[MeetingEvent], value: &str, now| {

@@ -112,7 +112,7 @@ fn a_profile_s_life_is_told_by_its_events() {
         ProfileEvent::ProfileRenamed { display_name: parsed("Mira Vetsch") },
         ProfileEvent::VoiceEnrolled {
             sample_id,
-            voice: voice(0.1),
+            voice: voice(0.1).into(),
             source: Some(parsed("a call in May")),
             enrolled_at: at(5),
         },

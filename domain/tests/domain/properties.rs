@@ -199,7 +199,7 @@ fn speakers() -> impl Strategy<Value = (ClusterId, MeetingCommand)> {
         (text(50), vec(segment, 0..4), sum, option::of(voice())).prop_map(
             |(cluster_id, segments, sum, voice)| {
                 let speech_ms = sum.filter(|_| segments.is_empty());
-                Cluster { cluster_id, segments, speech_ms, voice }
+                Cluster { cluster_id, segments, speech_ms, voice: voice.map(Into::into) }
             },
         )
     };

@@ -24,7 +24,8 @@ pub(super) async fn read_ahead(
     loop {
         // Marked as seen before reading: an append that comes while we read wakes us again.
         head.mark_unchanged();
-        let reading = log::read_recorded(store.pool(), position, care.limits_after(position));
+        let reading =
+            log::read_recorded(store.pool(), store.keyring(), position, care.limits_after(position));
         let (batch, error) = timeout(READ, reading)
             .await
             .unwrap_or_else(|_| (vec![], Some(LogError::Database { after: position, source: timed_out() })));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use event_store::EventStore;
 use event_store::log::{self, BatchLimits, LogError};
+use event_store::sealing::Needs;
 use serde::Serialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -327,13 +328,16 @@ pub(super) async fn parked_in(store: &EventStore, schema: &str) -> Result<Vec<St
 async fn unreadable(store: &EventStore, mut after: i64) -> Result<Vec<String>, RebuildError> {
     let mut found = vec![];
     while found.len() < UNREADABLE {
-        let batch = match log::read(store.pool(), after, BATCH).await {
+        let mut batch = match log::read(store.pool(), after, BATCH).await {
             // Which is known by now.
             Err(LogError::Hole { .. }) => break,
             read => read?,
         };
         let Some(last) = batch.last() else { break };
         after = last.position;
+        // All of it is looked at, also what is in no table.
+        let opened = store.keyring().open_stored(store.pool(), &mut batch, Needs::Everything).await;
+        opened.map_err(|error| database("reading the keys")(error.into()))?;
         for error in batch.iter().filter_map(|event| event.decode().err()) {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             found.push(format!("{error}{}", cause.unwrap_or_default()));

@@ -94,7 +94,8 @@ pub(super) async fn call_log_append(
         .collect::<Vec<(i32, i32, &NewEvent)>>();
     let rows = sqlx::query(
         "SELECT outcome, version, first_position, last_position, request_hmac
-           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+           FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+                           '{}', '{}', '{}', '{}', '{}')",
     )
     .bind(appends.iter().map(|append| append.command_id).collect::<Vec<_>>())
     .bind(appends.iter().map(hmac).collect::<Vec<_>>())
@@ -107,7 +108,7 @@ pub(super) async fn call_log_append(
     .bind(events.iter().map(|(_, m, _)| *m).collect::<Vec<_>>())
     .bind(events.iter().map(|(_, _, event)| event.event_type.clone()).collect::<Vec<_>>())
     .bind(events.iter().map(|(_, _, event)| event.event_version.clone()).collect::<Vec<_>>())
-    .bind(events.iter().map(|(_, _, event)| event.payload.clone()).collect::<Vec<_>>())
+    .bind(events.iter().map(|(_, _, event)| event.payload.to_json()).collect::<Vec<_>>())
     .bind(chunk_ends)
     .bind(fresh)
     .fetch_all(pool)
@@ -237,7 +238,7 @@ impl Model {
         }
         if let Some(flaw) = step.flaw {
             // The last event is at fault: what precedes it must not stay either.
-            let flawed = |payload: &str| NewEvent { payload: payload.to_owned(), ..event("Flawed") };
+            let flawed = |payload: &str| NewEvent { payload: payload.to_owned().into(), ..event("Flawed") };
             match flaw {
                 Flaw::NulEscape => append.events.push(flawed(r#"{"text": "\u0000"}"#)),
                 Flaw::LoneSurrogate => append.events.push(flawed(r#"{"text": "\ud800"}"#)),
@@ -275,7 +276,7 @@ impl Model {
                 aggregate_type: append.aggregate_type.to_owned(),
                 aggregate_id: append.aggregate_id.clone(),
                 sequence: *version,
-                payload: json_of(&event.payload),
+                payload: json_of(&event.payload.to_json()),
                 metadata: json_of(&append.metadata),
             });
         }

@@ -90,6 +90,7 @@ async fn append_against_rivals(appender: &Appender, aggregate: Uuid) -> (Append,
             accepted @ (Outcome::Appended(_) | Outcome::Duplicate { .. }) => {
                 return (append, place(&accepted));
             }
+            Outcome::Forgotten => panic!("nobody was forgotten"),
         }
     }
 }

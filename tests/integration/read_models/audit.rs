@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::caught_up_and_equal;
 use super::history::{append, diarized, reassigned, registered, started};
 use super::random::meeting_command;
+use crate::log::json_of;
 
 const MEETINGS: u128 = 8;
 const COMMANDS: usize = 2500;
@@ -31,7 +32,7 @@ struct Said {
     speaker_id: Uuid,
     from_profile_id: Option<Uuid>,
     to_profile_id: Option<Uuid>,
-    reason: String,
+    reason: Option<String>,
     actor: Option<String>,
     actor_kind: Option<String>,
     previous_by: Option<String>,
@@ -61,10 +62,10 @@ impl From<Reassignment> for Said {
 
 /// Reads it from the log itself, the newest first. What was erased since is not asked for.
 async fn said(pool: &PgPool) -> Vec<Said> {
-    sqlx::query_as(
+    let mut said: Vec<Said> = sqlx::query_as(
         "SELECT position, recorded_at, aggregate_id::uuid AS meeting_id, sequence,
                 (p ->> 'speaker_id')::uuid AS speaker_id, (p ->> 'from')::uuid AS from_profile_id,
-                (p ->> 'to')::uuid AS to_profile_id, p ->> 'reason' AS reason, metadata ->> 'actor' AS actor,
+                (p ->> 'to')::uuid AS to_profile_id, NULL AS reason, metadata ->> 'actor' AS actor,
                 metadata ->> 'actor_kind' AS actor_kind, p ->> 'previous_by' AS previous_by,
                 metadata ->> 'correlation_id' AS correlation_id,
                 (p #>> '{carried_from,speaker_id}')::uuid AS carried_from
@@ -76,7 +77,13 @@ async fn said(pool: &PgPool) -> Vec<Said> {
     )
     .fetch_all(pool)
     .await
-    .unwrap()
+    .unwrap();
+    let log = tests::opened_log(pool).await;
+    for row in &mut said {
+        let payload = json_of(&log[row.position as usize - 1].payload);
+        row.reason = payload["SpeakerReassigned"]["reason"].as_str().map(str::to_owned);
+    }
+    said
 }
 
 /// Asks page by page.

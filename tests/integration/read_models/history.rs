@@ -36,11 +36,13 @@ pub(crate) async fn append(book: &Book, given: &Given) -> i64 {
         aggregate_id: aggregate_id.to_string(),
         expected_version: version,
         metadata: json!({"actor": "test", "actor_kind": "system"}).to_string(),
-        events: vec![NewEvent { event_type, event_version, payload: payload.to_string() }],
+        events: vec![NewEvent { event_type, event_version, payload: payload.to_string().into() }],
     };
     match book.store.appender().append(append).await.unwrap() {
         Outcome::Appended(place) => place.last_position,
-        outcome @ (Outcome::Conflict { .. } | Outcome::Duplicate { .. }) => panic!("{outcome:?}"),
+        outcome @ (Outcome::Conflict { .. } | Outcome::Duplicate { .. } | Outcome::Forgotten) => {
+            panic!("{outcome:?}")
+        }
     }
 }
 

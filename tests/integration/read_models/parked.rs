@@ -374,7 +374,7 @@ pub(crate) async fn append_raw(
         r#"SELECT outcome FROM log.append(
                ARRAY[gen_random_uuid()], ARRAY[NULL::bytea], ARRAY[$1], ARRAY[$2], ARRAY[$6::bigint], ARRAY[1],
                ARRAY['{"actor": "test", "actor_kind": "system"}'], ARRAY[1], ARRAY[1], ARRAY[$3], ARRAY[$4],
-               ARRAY[$5], ARRAY[1], true)"#,
+               ARRAY[$5], ARRAY[1], true, '{}', '{}', '{}', '{}', '{}')"#,
     )
     .bind(aggregate_type)
     .bind(id)

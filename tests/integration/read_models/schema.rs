@@ -39,7 +39,7 @@ speaker_reassignments 5 speaker_id uuid not null
 speaker_reassignments 6 cluster_id character varying(50)
 speaker_reassignments 7 from_profile_id uuid
 speaker_reassignments 8 to_profile_id uuid
-speaker_reassignments 9 reason text not null
+speaker_reassignments 9 reason text
 speaker_reassignments 10 actor text
 speaker_reassignments 11 actor_kind text
 speaker_reassignments 12 previous_by character varying(50)

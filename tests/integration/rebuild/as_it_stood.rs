@@ -249,6 +249,18 @@ async fn log_that_ends_at(pool: &PgPool, position: i64) -> PgPool {
             .await
             .unwrap();
     }
+    let keys: Vec<(String, Uuid, i32, Option<Vec<u8>>)> =
+        sqlx::query_as("SELECT kind, id, life, wrapped FROM keys.subjects").fetch_all(pool).await.unwrap();
+    for (kind, id, life, wrapped) in keys {
+        sqlx::query("INSERT INTO keys.subjects (kind, id, life, wrapped) VALUES ($1, $2, $3, $4)")
+            .bind(kind)
+            .bind(id)
+            .bind(life)
+            .bind(wrapped)
+            .execute(&mut *inserting)
+            .await
+            .unwrap();
+    }
     inserting.commit().await.unwrap();
     book.start_projector();
     caught_up_and_equal(book.pool()).await;
