@@ -243,11 +243,15 @@ impl Appender {
                 },
             )?;
             match settled.await.map_err(|_| AppendError::Closed)?? {
-                Settled::Outcome(outcome) => {
-                    self.heed(&sealed, &outcome);
+                Settled::Outcome(outcome @ Outcome::Appended(_)) => {
+                    self.keyring.remember(&sealed.sealed.subjects);
                     return Ok(outcome);
                 }
-                Settled::Rekey => {
+                Settled::Outcome(outcome @ (Outcome::Duplicate { .. } | Outcome::Conflict { .. })) => {
+                    return Ok(outcome);
+                }
+                // Sealed again it is known who was forgotten: a speaker's voice may be left out.
+                Settled::Outcome(Outcome::Forgotten) | Settled::Rekey => {
                     let mut connection = self.keyring.connection().await.map_err(unavailable)?;
                     look_up(&self.keyring, &mut connection, &sealed).await?;
                 }
@@ -274,20 +278,14 @@ impl Appender {
             )?[..]
             {
                 // What it brings is remembered once it is read: the transaction may yet be undone.
+                [Settled::Outcome(Outcome::Forgotten) | Settled::Rekey] => {
+                    look_up(&self.keyring, connection, &sealed).await?;
+                }
                 [Settled::Outcome(ref outcome)] => return Ok(outcome.clone()),
-                [Settled::Rekey] => look_up(&self.keyring, connection, &sealed).await?,
                 _ => return Err(AppendError::Unavailable("log.append did not answer".to_owned())),
             }
         }
         Err(unsealable())
-    }
-
-    fn heed(&self, sealed: &SealedAppend, outcome: &Outcome) {
-        match outcome {
-            Outcome::Appended(_) => self.keyring.remember(&sealed.sealed.subjects),
-            Outcome::Forgotten => self.keyring.drop_remembered(&sealed.sealed.subjects),
-            Outcome::Duplicate { .. } | Outcome::Conflict { .. } => {}
-        }
     }
 }
 

@@ -220,6 +220,9 @@ impl Keyring {
             let mut event = Event::clone(event);
             if let Some(profile) = personal_data::newly_linked(&event) {
                 let subject = Subject::Profile(profile);
+                if let Some(Remembered::Gone { .. }) = self.lock_remembered().get(&subject) {
+                    return Err(SealError::Forgotten);
+                }
                 if !uses.iter().any(|known| known.subject == subject) {
                     uses.push(Use { subject, life: None, wrapped: None, key: [0; KEY] });
                 }
@@ -242,19 +245,12 @@ impl Keyring {
         }
     }
 
-    /// Forgets the keys of an append whose subject was forgotten.
-    pub(crate) fn drop_remembered(&self, uses: &[Use]) {
-        let mut remembered = self.lock_remembered();
-        for used in uses {
-            remembered.pop(&used.subject);
-        }
-    }
-
     pub(crate) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, sqlx::Error> {
         self.0.pool.acquire().await
     }
 
-    /// Looks up how the subjects of an append stand, after the log refused what was remembered.
+    /// Looks up how the subjects of an append stand, after the log refused what was remembered. Who was forgotten is
+    /// remembered as such, and the next sealing heeds it.
     pub(crate) async fn look_up(&self, connection: &mut PgConnection, uses: &[Use]) -> Result<(), KeyError> {
         if let Some(Chosen { id, .. }) = chosen(&mut *connection).await? {
             if self.0.masters.get(id).is_none() {
@@ -684,11 +680,11 @@ struct Sealing<'a> {
 
 impl Sealing<'_> {
     /// Returns the life and the key to seal with: one that this append has used already, one that is remembered,
-    /// or a new one.
-    fn key(&mut self, subject: Subject) -> Result<(i32, [u8; KEY]), SealError> {
+    /// or a new one. None for a speaker who was forgotten: who diarizes again cannot know that somebody was.
+    fn key(&mut self, subject: Subject) -> Result<Option<(i32, [u8; KEY])>, SealError> {
         let used = self.uses.iter().find(|used| used.subject == subject);
         if let Some(Use { life: Some(life), key, .. }) = used {
-            return Ok((*life, *key));
+            return Ok(Some((*life, *key)));
         }
         let remembered = self.keyring.lock_remembered().get(&subject).copied();
         let (life, key, wrapped) = match remembered {
@@ -697,11 +693,12 @@ impl Sealing<'_> {
             Some(Remembered::Gone { life }) if matches!(subject, Subject::Meeting(_)) => {
                 self.make(subject, life + 1)?
             }
+            Some(Remembered::Gone { .. }) if matches!(subject, Subject::Speaker(_)) => return Ok(None),
             Some(Remembered::Gone { .. }) => return Err(SealError::Forgotten),
             None => self.make(subject, 1)?,
         };
         self.uses.push(Use { subject, life: Some(life), wrapped, key });
-        Ok((life, key))
+        Ok(Some((life, key)))
     }
 
     fn make(&self, subject: Subject, life: i32) -> Result<(i32, [u8; KEY], Option<Vec<u8>>), SealError> {
@@ -729,7 +726,10 @@ impl FieldVisitor for Sealing<'_> {
             Personal::Destroyed => return Ok(()),
             Personal::Sealed(_) => return Err(SealError::Twice),
         };
-        let (life, bytes) = self.key(subject)?;
+        let Some((life, bytes)) = self.key(subject)? else {
+            *value = Personal::Destroyed;
+            return Ok(());
+        };
         let plain = plain.to_bytes();
         let mut sealed = Vec::with_capacity(HEADER + NONCE_LEN + plain.len() + 16);
         sealed.push(FORMAT);

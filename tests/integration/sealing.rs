@@ -222,6 +222,36 @@ async fn whoever_is_forgotten_is_null_for_every_reader_and_no_key_is_made_again(
 }
 
 #[tokio::test]
+async fn a_speaker_who_was_forgotten_is_diarized_again_without_a_voice() {
+    let database = TestDatabase::create().await;
+    let book = database.open().await;
+    let meeting = MeetingId::from(Uuid::from_u128(0x100));
+    let diarize = |labels: &[&str]| {
+        let cluster = |label: &&str| Cluster {
+            cluster_id: label.parse().unwrap(),
+            segments: vec![Segment { start_ms: 0, duration_ms: 4000 }],
+            speech_ms: None,
+            voice: Some(voice().into()),
+        };
+        let clusters = labels.iter().map(cluster).collect::<Vec<_>>();
+        MeetingCommand::RecordSpeakers { clusters: clusters.try_into().unwrap(), decisions: vec![] }
+    };
+    for command in [register(meeting), start(), diarize(&["spk00", "spk01"])] {
+        book.bus.meeting(meeting, command, &context()).await.unwrap();
+    }
+    destroy(&book, &[Subject::Speaker(meeting.speaker(1, &"spk00".parse().unwrap()))]).await;
+    for book in [&book, &database.open().await] {
+        let labels = ["spk00", "spk01", "spk02"];
+        let done = book.bus.meeting(meeting, diarize(&labels), &context()).await.unwrap();
+        let stored = tests::opened_log(book.pool()).await.pop().unwrap();
+        assert_eq!((stored.position, &*stored.event_type), (done.position, "SpeakersDiarized"));
+        let clusters = json_of(&stored.payload)["SpeakersDiarized"]["clusters"].clone();
+        let voices = (0..3).map(|n| clusters[n]["voice"]["vector"].is_array()).collect::<Vec<_>>();
+        assert_eq!(voices, [false, true, true]);
+    }
+}
+
+#[tokio::test]
 async fn a_state_remembered_elsewhere_does_not_outlive_its_subject() {
     let database = TestDatabase::create().await;
     let (book, other) = (database.open().await, database.open().await);
