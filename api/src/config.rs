@@ -14,6 +14,7 @@ use projections::feed::stream::{StorageType, StreamConfig};
 use serde::Deserialize;
 
 use crate::embedded::{self, EmbeddedError};
+use crate::file_rules::FileRules;
 
 /// Where the log and the tables are.
 #[derive(Debug, Clone, Args)]
@@ -216,6 +217,10 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_MATCHING_POLICIES", default_value = "", hide_default_value = true,
           value_parser = policies, value_name = "POLICIES")]
     pub matching_policies: Policies,
+
+    /// What may be said about files
+    #[command(flatten)]
+    pub files: FileRules,
 
     /// Where the change feed goes
     #[command(flatten)]

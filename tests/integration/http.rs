@@ -4,6 +4,7 @@ mod audit;
 mod bad_input;
 pub(crate) mod contract;
 mod corrections;
+mod files;
 mod idempotency;
 mod life;
 mod limits;

@@ -12,7 +12,7 @@ use domain::speaker::{Cluster, ClusterId, Diarization, Segment};
 use domain::text::{Language, Reason, Stage, WorkerId};
 use domain::voice::{KeptVoice, ModelId, VoiceError, VoiceModels};
 use domain::{Timestamp, ValueError};
-use event_store::command_bus::Context;
+use event_store::command_bus::{Accepted, Context};
 use event_store::log::{self, BatchLimits};
 use projections::history;
 use projections::queries::{self, MeetingDetails, MeetingFilter, MeetingSummary};
@@ -82,12 +82,28 @@ struct Register {
         description = "It was there already"), CommandProblems))]
 async fn register(State(state): State<AppState>, command: Command<Register>) -> Result<Response, Problem> {
     let Command { body: Register { sha256, mime, size, duration, owner }, context } = command;
+    let allowed = state.config.files.check_file(mime.as_ref(), size);
+    if let Some(accepted) = unless_repeated(&state, allowed, &context).await? {
+        return CommandAnswer::created(accepted, "/v1/meetings");
+    }
     let secret = &state.book.store.identity().secret;
     let meeting_id = MeetingId::derive(secret, owner, &sha256);
     let file = File { id: FileId::derive(secret, owner, &sha256), sha256, mime, size, duration, owner };
     let register = MeetingCommand::Register(RegisterMeeting { meeting_id, file, at: now() });
     let context = Context { probably_new: true, ..context };
     CommandAnswer::created(state.book.bus.meeting(meeting_id, register, &context).await?, "/v1/meetings")
+}
+
+/// Refuses what a rule refuses; but once accepted a command has its answer, whatever the rules are by now.
+async fn unless_repeated(
+    state: &AppState,
+    allowed: Result<(), Problem>,
+    context: &Context,
+) -> Result<Option<Accepted>, Problem> {
+    match allowed {
+        Ok(()) => Ok(None),
+        Err(problem) => state.book.bus.first_answer(context).await?.map(Some).ok_or(problem),
+    }
 }
 
 /// Sends a command to a meeting.
@@ -308,6 +324,10 @@ async fn artifacts(
     Command { body, context }: Command<StoredArtifact>,
 ) -> Result<CommandAnswer, Problem> {
     let StoredArtifact { artifact_type, s3_key, meta } = body;
+    let allowed = state.config.files.check_key(id, &s3_key);
+    if let Some(accepted) = unless_repeated(&state, allowed, &context).await? {
+        return CommandAnswer::new(accepted);
+    }
     send(&state, id, MeetingCommand::StoreArtifact { artifact_type, s3_key, meta }, &context).await
 }
 
