@@ -110,3 +110,71 @@ CREATE TABLE checkpoint (
     generation bigint PRIMARY KEY,
     position   bigint NOT NULL
 );
+
+-- Who may do what with them, besides the owner: see 0008_roles.sql. A role that the cluster lacks gets nothing.
+DO $$
+BEGIN
+    IF to_regrole('minutebook_projector') IS NOT NULL THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO minutebook_projector', current_schema());
+        GRANT SELECT, INSERT, UPDATE, DELETE ON files, meetings, speakers, user_profiles, artifacts, stale_artifacts,
+            speaker_reassignments, cache, cache_origin TO minutebook_projector;
+        GRANT SELECT, UPDATE ON checkpoint TO minutebook_projector;
+    END IF;
+
+    IF to_regrole('minutebook_auditor') IS NOT NULL THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO minutebook_auditor', current_schema());
+        GRANT SELECT ON speaker_reassignments, checkpoint TO minutebook_auditor;
+    END IF;
+
+    IF to_regrole('minutebook_reader') IS NOT NULL THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO minutebook_reader', current_schema());
+        GRANT SELECT ON files, meetings, speakers, artifacts, stale_artifacts, speaker_reassignments, cache, checkpoint
+            TO minutebook_reader;
+        GRANT SELECT (id, display_name, created_at) ON user_profiles TO minutebook_reader;
+
+        -- Rows are kept from the reader alone: whom the owner grants a table besides sees all of it, the owner
+        -- itself is not asked at all. Restrictive, so that another membership does not open what this one shuts.
+        -- A policy asks the table before it, which has its own: what belongs to a file is its owner's.
+        ALTER TABLE files ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON files USING (true);
+        CREATE POLICY of_one_owner ON files AS RESTRICTIVE TO minutebook_reader
+            USING (owner = nullif(current_setting('minutebook.owner', true), '')::uuid);
+
+        ALTER TABLE meetings ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON meetings USING (true);
+        CREATE POLICY of_one_owner ON meetings AS RESTRICTIVE TO minutebook_reader
+            USING (EXISTS (SELECT FROM files f WHERE f.id = file_id));
+
+        ALTER TABLE speakers ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON speakers USING (true);
+        CREATE POLICY of_one_owner ON speakers AS RESTRICTIVE TO minutebook_reader
+            USING (EXISTS (SELECT FROM meetings m WHERE m.id = meeting_id));
+
+        ALTER TABLE artifacts ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON artifacts USING (true);
+        CREATE POLICY of_one_owner ON artifacts AS RESTRICTIVE TO minutebook_reader
+            USING (EXISTS (SELECT FROM meetings m WHERE m.id = meeting_id));
+
+        ALTER TABLE stale_artifacts ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON stale_artifacts USING (true);
+        CREATE POLICY of_one_owner ON stale_artifacts AS RESTRICTIVE TO minutebook_reader
+            USING (EXISTS (SELECT FROM meetings m WHERE m.id = meeting_id));
+
+        ALTER TABLE speaker_reassignments ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON speaker_reassignments USING (true);
+        CREATE POLICY of_one_owner ON speaker_reassignments AS RESTRICTIVE TO minutebook_reader
+            USING (EXISTS (SELECT FROM meetings m WHERE m.id = meeting_id));
+
+        -- Whoever speaks in one of the owner's meetings.
+        ALTER TABLE user_profiles ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON user_profiles USING (true);
+        CREATE POLICY of_one_owner ON user_profiles AS RESTRICTIVE TO minutebook_reader
+            USING (EXISTS (SELECT FROM speakers s WHERE s.user_profile_id = user_profiles.id));
+
+        -- The stages' results are shared between owners, and for pipelines alone.
+        ALTER TABLE cache ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY granted ON cache USING (true);
+        CREATE POLICY of_one_owner ON cache AS RESTRICTIVE TO minutebook_reader
+            USING (EXISTS (SELECT FROM meetings m WHERE key = 'meeting:' || m.id));
+    END IF;
+END $$;

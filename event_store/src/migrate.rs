@@ -20,6 +20,7 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
         migration(5, "parked", include_str!("../../migrations/0005_parked.sql")),
         migration(6, "voice followers", include_str!("../../migrations/0006_voice_followers.sql")),
         migration(7, "keys", include_str!("../../migrations/0007_keys.sql")),
+        migration(8, "roles", include_str!("../../migrations/0008_roles.sql")),
     ];
     // sqlx keeps its list of what was applied in the first schema of the search_path: always the same one.
     let options = pool.connect_options().as_ref().clone().options([("search_path", "public")]);
@@ -28,4 +29,15 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     migrator.run(&mut connection).await?;
     connection.close().await?;
     Ok(())
+}
+
+/// Returns the database roles that are not there, although Minutebook has rights for them: its login was not
+/// allowed to make them.
+pub async fn missing_roles(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT role FROM unnest($1::text[]) AS roles (role) WHERE to_regrole(role) IS NULL ORDER BY role",
+    )
+    .bind(["minutebook_auditor", "minutebook_projector", "minutebook_reader", "minutebook_writer"].as_slice())
+    .fetch_all(pool)
+    .await
 }

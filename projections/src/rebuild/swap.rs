@@ -87,6 +87,20 @@ pub async fn swap(
     Err(RebuildError::Busy)
 }
 
+/// Puts the generation in `schema` in the place of a live one that shows nothing yet.
+pub(super) async fn replace_empty(store: &EventStore, schema: &str) -> Result<(), RebuildError> {
+    let failed = database("taking the live tables' place");
+    let mut connection = connect(store, LIVE).await?;
+    let mut replacing = connection.begin().await.map_err(&failed)?;
+    if checkpoint::lock(&mut replacing).await.map_err(&failed)?.position > 0 {
+        return Err(RebuildError::NotEmpty);
+    }
+    schema::drop(&mut replacing, LIVE).await.map_err(&failed)?;
+    let rename = format!("ALTER SCHEMA {} RENAME TO {}", quoted(schema), quoted(LIVE));
+    replacing.execute(rename.as_str()).await.map_err(&failed)?;
+    replacing.commit().await.map_err(&failed)
+}
+
 async fn try_swap(
     store: &EventStore,
     holding: &mut PgConnection,
@@ -148,17 +162,35 @@ async fn rename(transaction: &mut PgConnection, schema: &str) -> Result<(), sqlx
     Ok(())
 }
 
-/// Who may do what with the live tables may do it with the others, before these are live.
+/// Who may do what with the live tables may do it with the others, before these are live. What the tables come
+/// with is there already; this is for what somebody has granted by hand, to a whole table or to a column of it.
 async fn copy_grants(transaction: &mut PgConnection, to: &str) -> Result<(), sqlx::Error> {
     let statements: Vec<String> = sqlx::query_scalar(
-        "SELECT format('GRANT %s ON %I.%I TO %s', acl.privilege_type, $2::text, t.relname,
-                       CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END)
-           FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace, aclexplode(t.relacl) acl
-          WHERE n.nspname = $1 AND t.relkind = 'r'
-         UNION ALL
-         SELECT format('GRANT %s ON SCHEMA %I TO %s', acl.privilege_type, $2::text,
-                       CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END)
-           FROM pg_namespace n, aclexplode(n.nspacl) acl WHERE n.nspname = $1",
+        "WITH granted AS (
+             SELECT n.nspname, t.relname, NULL AS attname, acl.privilege_type, acl.grantee
+               FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace, aclexplode(t.relacl) acl
+              WHERE n.nspname IN ($1, $2) AND t.relkind = 'r'
+             UNION ALL
+             SELECT n.nspname, t.relname, a.attname, acl.privilege_type, acl.grantee
+               FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace
+               JOIN pg_attribute a ON a.attrelid = t.oid AND NOT a.attisdropped, aclexplode(a.attacl) acl
+              WHERE n.nspname IN ($1, $2) AND t.relkind = 'r'
+             UNION ALL
+             SELECT n.nspname, NULL, NULL, acl.privilege_type, acl.grantee
+               FROM pg_namespace n, aclexplode(n.nspacl) acl WHERE n.nspname IN ($1, $2)
+         ), missing AS (
+             SELECT relname, attname, privilege_type, grantee FROM granted WHERE nspname = $1
+             EXCEPT SELECT relname, attname, privilege_type, grantee FROM granted WHERE nspname = $2
+         )
+         SELECT concat('GRANT ', m.privilege_type, ' (' || quote_ident(m.attname) || ')', ' ON ',
+                       CASE WHEN m.relname IS NULL THEN format('SCHEMA %I', $2)
+                            ELSE format('%I.%I', $2, m.relname) END,
+                       ' TO ', CASE m.grantee WHEN 0 THEN 'PUBLIC' ELSE m.grantee::regrole::text END)
+           FROM missing m
+          WHERE (m.relname IS NULL OR to_regclass(format('%I.%I', $2, m.relname)) IS NOT NULL)
+            AND (m.attname IS NULL OR EXISTS (
+                    SELECT FROM pg_attribute a
+                     WHERE a.attrelid = to_regclass(format('%I.%I', $2, m.relname)) AND a.attname = m.attname))",
     )
     .bind(LIVE)
     .bind(to)
