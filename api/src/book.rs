@@ -60,8 +60,17 @@ enum Database {
 impl Book {
     /// Opens the book: finds or starts the database, brings its schema up to date, opens the log.
     pub async fn open(config: &DatabaseConfig) -> anyhow::Result<Self> {
+        Self::open_after(config, async |_| Ok(())).await
+    }
+
+    /// Opens it after `work` on the database, which is migrated, while nothing of this process uses the log: who
+    /// the log is may change.
+    pub async fn open_after(
+        config: &DatabaseConfig,
+        work: impl AsyncFnOnce(&PgConnectOptions) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let database = Database::open(config).await?;
-        match Self::open_in(config, &database).await {
+        match Self::open_in(config, &database, work).await {
             Ok((store, shutdown, tasks)) => {
                 let (projection_sender, projection) = watch::channel(Projection::Standby);
                 let (publishing_sender, publishing) = watch::channel(Publishing::Off);
@@ -93,8 +102,9 @@ impl Book {
     async fn open_in(
         config: &DatabaseConfig,
         database: &Database,
+        work: impl AsyncFnOnce(&PgConnectOptions) -> anyhow::Result<()>,
     ) -> anyhow::Result<(EventStore, CancellationToken, TaskTracker)> {
-        let pool = database.connect(config.max_connections).await?;
+        let mut pool = database.connect(config.max_connections).await?;
         event_store::migrate::migrate(&pool).await.map_err(migration_error)?;
         schema::migrate(&pool).await.context("cannot create the tables")?;
         if let Database::Embedded(embedded) = database
@@ -104,6 +114,13 @@ impl Book {
             let statement = "ALTER ROLE CURRENT_USER SET search_path = read, log, public";
             sqlx::query(statement).execute(&pool).await.context("cannot set the role's search_path")?;
         }
+        let options = pool.connect_options();
+        if pool.size() > 0 {
+            // What works on the database apart looks whether it is alone.
+            pool.close().await;
+            pool = pool_of(config.max_connections, PgConnectOptions::clone(&options));
+        }
+        work(&options).await?;
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let master = config.master()?;
         let missing = match &master {
@@ -156,6 +173,15 @@ impl Book {
     /// Returns the pool of connections.
     pub const fn pool(&self) -> &PgPool {
         self.store.pool()
+    }
+
+    /// Says which of the database's roles are not there, and what to do, where that is so.
+    pub async fn missing_roles(&self) -> Result<Option<String>, sqlx::Error> {
+        let missing = event_store::migrate::missing_roles(self.pool()).await?;
+        let notice = "the database has no roles {}, and Minutebook's login may not make them: nobody but that login \
+                      can use the database. Somebody who may creates them, then `CALL ops.grant_roles()` and \
+                      `minutebook rebuild` give them their rights";
+        Ok((!missing.is_empty()).then(|| notice.replace("{}", &missing.join(", "))))
     }
 
     /// Returns what is known of the embedded PostgreSQL, if that is what is used.
@@ -249,13 +275,9 @@ impl Database {
             .map_err(|_| anyhow::anyhow!("no answer within {} s", CONNECT.as_secs()))
             .and_then(|connected| connected.map_err(anyhow::Error::from))
             .context("cannot connect to the database")?;
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .acquire_timeout(CONNECT)
-            .connect_lazy_with(options);
         // The server notices by itself if this fails.
         let _ = probe.close().await;
-        Ok(pool)
+        Ok(pool_of(max_connections, options))
     }
 
     async fn leave(self) {
@@ -271,6 +293,10 @@ impl Database {
             Self::External(_) => {}
         }
     }
+}
+
+fn pool_of(max_connections: u32, options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new().max_connections(max_connections).acquire_timeout(CONNECT).connect_lazy_with(options)
 }
 
 fn migration_error(error: MigrateError) -> anyhow::Error {

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
 use crate::{
-    audit, demo, embedded, events, import, keys, parked, profile, publish, rebuild, serve, status, subscribe,
-    telemetry, terminal,
+    audit, backup, demo, embedded, events, import, keys, parked, profile, publish, rebuild, serve, status,
+    subscribe, telemetry, terminal,
 };
 
 /// The system of record of a meeting-processing pipeline
@@ -59,6 +59,13 @@ enum Command {
     Rebuild(rebuild::RebuildArgs),
     /// Prove that the live tables are what the log says
     Verify(rebuild::VerifyArgs),
+    /// Copy everything that is not derived into a directory, while others serve
+    Backup(backup::BackupArgs),
+    /// Copy a backup into an empty database, build the tables, and verify them
+    Restore(backup::RestoreArgs),
+    /// Tell the positions of one run of the log from those of another
+    #[command(subcommand)]
+    Epoch(backup::Epoch),
     /// Look at events that cannot be applied, and decide what becomes of them
     #[command(subcommand)]
     Parked(parked::Parked),
@@ -139,6 +146,9 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Audit(_)
         | Command::Rebuild(_)
         | Command::Verify(_)
+        | Command::Backup(_)
+        | Command::Restore(_)
+        | Command::Epoch(_)
         | Command::Parked(_)
         | Command::Profile(_)
         | Command::Keys(_)
@@ -162,16 +172,47 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         Command::Publish(args) => with_book(&database, async |book| publish::run(book, &args).await).await,
         Command::Parked(what) => with_book(&database, async |book| parked::run(book, &what).await).await,
         Command::Rebuild(args) => {
-            with_book_until_stopped(&database, async |book, stop| rebuild::run(book, args, &stop).await).await
+            with_book_until_stopped(Book::open(&database), async |book, stop| {
+                rebuild::run(book, args, &stop).await
+            })
+            .await
         }
         Command::Verify(args) => {
-            with_book_until_stopped(&database, async |book, stop| rebuild::verify(book, &args, &stop).await)
-                .await
+            with_book_until_stopped(Book::open(&database), async |book, stop| {
+                rebuild::verify(book, args.json, &stop).await
+            })
+            .await
+        }
+        Command::Backup(args) => {
+            with_book_until_stopped(Book::open(&database), async |book, stop| {
+                backup::backup(book, &args, &stop).await
+            })
+            .await
+        }
+        Command::Restore(args) => {
+            with_book_until_stopped(backup::restore(&database, &args), async |book, stop| {
+                backup::build_and_verify(book, &args, &stop).await
+            })
+            .await
+        }
+        Command::Epoch(backup::Epoch::Renew { json }) => {
+            with_book_until_stopped(backup::renew_epoch(&database), async |book, _| {
+                backup::tell_epoch(book, json)
+            })
+            .await
         }
         Command::Profile(what) => with_book(&database, async |book| profile::run(book, &what).await).await,
         Command::Keys(what) => with_book(&database, async |book| keys::run(book, &what).await).await,
         Command::Subscribe(args) => subscribe::run(&database, args).await,
-        Command::Migrate => with_book(&database, async |_| Ok(Done::Whole)).await,
+        Command::Migrate => {
+            with_book(&database, async |book| {
+                if let Some(notice) = book.missing_roles().await? {
+                    terminal::note(notice);
+                }
+                Ok(Done::Whole)
+            })
+            .await
+        }
         Command::Openapi => {
             terminal::print(crate::app::openapi().to_pretty_json()?)?;
             Ok(Done::Whole)
@@ -193,7 +234,7 @@ async fn with_book(
     config: &DatabaseConfig,
     work: impl AsyncFnOnce(&Book) -> anyhow::Result<Done>,
 ) -> anyhow::Result<Done> {
-    with_book_until_stopped(config, async |book, stop| {
+    with_book_until_stopped(Book::open(config), async |book, stop| {
         stop.run_until_cancelled(work(book)).await.unwrap_or(Ok(Done::Interrupted))
     })
     .await
@@ -202,12 +243,12 @@ async fn with_book(
 /// The same for work that clears up after itself: Ctrl-C tells it to stop and waits for it, a second one does
 /// not wait.
 async fn with_book_until_stopped(
-    config: &DatabaseConfig,
+    opening: impl Future<Output = anyhow::Result<Book>>,
     work: impl AsyncFnOnce(&Book, CancellationToken) -> anyhow::Result<Done>,
 ) -> anyhow::Result<Done> {
     let mut stop = pin!(serve::stop_signal()?);
     let book = tokio::select! {
-        book = Book::open(config) => book?,
+        book = opening => book?,
         () = &mut stop => return Ok(Done::Interrupted),
     };
     let stopping = CancellationToken::new();

@@ -240,6 +240,7 @@ impl From<RebuildError> for Problem {
             | RebuildError::Parked(_)
             | RebuildError::CatchUp(_)
             | RebuildError::NoPrevious
+            | RebuildError::NotEmpty
             | RebuildError::TooManyParked
             | RebuildError::Contradiction { .. }
             | RebuildError::OtherShape { .. }

@@ -59,7 +59,7 @@ pub struct RebuildArgs {
 pub struct VerifyArgs {
     /// Report progress and outcome as JSON lines
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// Builds a generation from history, and does with it what is asked for.
@@ -101,15 +101,20 @@ async fn heal(book: &Book, meeting: MeetingId, json: bool) -> anyhow::Result<Don
 }
 
 /// Compares the live tables with history, and looks at the log itself.
-pub async fn verify(book: &Book, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
-    let Ended { findings, result } = carry_out(book, Job::Verify, args.json, stop).await?;
+pub async fn verify(book: &Book, json: bool, stop: &CancellationToken) -> anyhow::Result<Done> {
+    let Ended { findings, result } = carry_out(book, Job::Verify, json, stop).await?;
     match findings {
-        Findings { log, clean: Some(clean), .. } if args.json => {
+        Findings { log, clean: Some(clean), .. } if json => {
             terminal::print(json!({"log": log, "clean": clean}))?;
         }
         Findings { .. } => {}
     }
     done(result)
+}
+
+/// Builds the live tables of a log that was restored.
+pub async fn build_restored(book: &Book, json: bool, stop: &CancellationToken) -> anyhow::Result<Done> {
+    done(carry_out(book, Job::Restore, json, stop).await?.result)
 }
 
 async fn carry_out(book: &Book, job: Job, json: bool, stop: &CancellationToken) -> anyhow::Result<Ended> {
@@ -232,7 +237,7 @@ fn tell_report(report: &Report) -> std::io::Result<()> {
 
 /// Tells whoever waits how it goes: on a terminal, or in JSON lines. That nobody listens any more does not stop
 /// a rebuild.
-struct Teller {
+pub(crate) struct Teller {
     json: bool,
     bar: ProgressBar,
     phase: Mutex<(&'static str, i64)>,
@@ -240,7 +245,7 @@ struct Teller {
 }
 
 impl Teller {
-    fn new(json: bool) -> Arc<Self> {
+    pub(crate) fn new(json: bool) -> Arc<Self> {
         let bar = terminal::bar(0, "beginning");
         if json {
             bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -255,7 +260,7 @@ impl Teller {
         }
     }
 
-    fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

@@ -49,6 +49,11 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         () = &mut stop => return Ok(Done::Whole),
     };
 
+    match book.missing_roles().await {
+        Ok(Some(notice)) => warn!("{notice}"),
+        Ok(None) => {}
+        Err(error) => warn!(%error, "cannot look for the database's roles"),
+    }
     let (projects, publishes, answers) = match config.only {
         None => (true, true, true),
         Some(Part::Api) => (false, false, true),

@@ -4,6 +4,7 @@
 //! rows, set by set; [`projector`] is the live way from the log through the fold to the tables.
 
 pub mod audit;
+pub mod backup;
 mod changes;
 pub mod feed;
 pub mod fold;

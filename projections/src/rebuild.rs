@@ -98,6 +98,9 @@ pub enum RebuildError {
     /// There is nothing to go back to.
     #[error("there is no previous generation to go back to")]
     NoPrevious,
+    /// Somebody projects into what was to be replaced.
+    #[error("the live tables show something already: another process projects into them")]
+    NotEmpty,
     /// The swap's moment did not come.
     #[error("readers held the tables all the time: the swap did not come to pass; try again")]
     Busy,

@@ -400,6 +400,9 @@ async fn help_names_every_command_and_shows_no_password() {
       audit      Print who said who a speaker is, when and why, the newest first
       rebuild    Build the tables from history beside the live ones, compare, and swap
       verify     Prove that the live tables are what the log says
+      backup     Copy everything that is not derived into a directory, while others serve
+      restore    Copy a backup into an empty database, build the tables, and verify them
+      epoch      Tell the positions of one run of the log from those of another
       parked     Look at events that cannot be applied, and decide what becomes of them
       profile    Enter people and their voices
       publish    Put events on the broker's stream again, where it lost them or never had them
@@ -439,6 +442,9 @@ async fn help_names_every_command_and_shows_no_password() {
         ),
         (&["rebuild"], &["--dry-run", "--accept-differences", "--rollback", "--until", "--schema", "--json"]),
         (&["verify"], &["--json"]),
+        (&["backup"], &["--erasures", "--json", "[DIR]"]),
+        (&["restore"], &["--erasures", "--json", "<DIR>"]),
+        (&["epoch", "renew"], &["--json"]),
         (&["migrate"], &[]),
     ] {
         let mut command = minutebook(&[arguments, &["--help"]].concat());

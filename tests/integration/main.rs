@@ -5,6 +5,7 @@
 
 mod architecture;
 mod asyncapi;
+mod backup;
 mod browser;
 mod changes;
 mod cli;
@@ -22,6 +23,7 @@ mod publisher;
 mod read_models;
 mod real_voices;
 mod rebuild;
+mod roles;
 mod sealing;
 mod smoke;
 mod subscriber;

@@ -6,6 +6,7 @@ mod kills;
 mod parked;
 mod refill;
 mod refusals;
+mod restored;
 mod rows;
 mod strangers;
 

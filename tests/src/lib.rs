@@ -119,6 +119,15 @@ impl TestDatabase {
         Self { url: url_of(&name) }
     }
 
+    /// Creates a database that Minutebook has never seen.
+    pub async fn blank() -> Self {
+        let name = format!("t_{}", Uuid::now_v7().simple());
+        let mut connection = PgConnection::connect(&server_url()).await.unwrap();
+        connection.execute(format!("CREATE DATABASE {name}").as_str()).await.unwrap();
+        connection.close().await.unwrap();
+        Self { url: url_of(&name) }
+    }
+
     /// Returns the configuration that names it.
     pub fn config(&self) -> DatabaseConfig {
         DatabaseConfig {
@@ -156,6 +165,14 @@ async fn create_template() -> String {
     keyring(&pool).await;
     pool.close().await;
     name
+}
+
+/// Returns the URL of a database of the tests' PostgreSQL, for another login than its own.
+pub fn url_for(database: &str, login: &str, password: &str) -> String {
+    let url = url_of(database);
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (_, rest) = rest.split_once('@').unwrap();
+    format!("{scheme}://{login}:{password}@{rest}")
 }
 
 /// Each database made of the template has the same log id and secret; only the name of the database is

@@ -17,7 +17,7 @@ use super::compare::{Report, compare};
 use super::lay_down::LayDown;
 use super::noting::Noted;
 use super::running::{Asked, Running};
-use super::swap::{Swapped, swap};
+use super::swap::{Swapped, replace_empty, swap};
 use super::{Progress, RebuildError, build, connect, database, discard};
 use crate::schema::{LAYING, NEXT, PREVIOUS, SCRATCH};
 use crate::tables::checkpoint;
@@ -40,6 +40,8 @@ pub enum Job {
     },
     /// Build and compare.
     DryRun,
+    /// Build the live tables of a log that was restored, which nobody uses yet.
+    Restore,
     /// Swap the previous generation back.
     Rollback,
     /// Look at the log, build and compare.
@@ -120,6 +122,7 @@ impl Job {
         match self {
             Self::Rebuild { .. } => "rebuild",
             Self::DryRun => "dry-run",
+            Self::Restore => "restore",
             Self::Rollback => "rollback",
             Self::Verify => "verify",
             Self::LayDown(_) => "until",
@@ -129,7 +132,7 @@ impl Job {
     /// Returns the schema in which it builds.
     const fn scratch(&self) -> Option<&'static str> {
         match self {
-            Self::Rebuild { .. } | Self::DryRun => Some(NEXT),
+            Self::Rebuild { .. } | Self::DryRun | Self::Restore => Some(NEXT),
             Self::Rollback => None,
             Self::Verify => Some(SCRATCH),
             Self::LayDown(_) => Some(LAYING),
@@ -213,6 +216,18 @@ impl<P: Progress + 'static> Work<'_, P> {
                 Ok(())
             }
             Job::DryRun => self.build_and_compare(NEXT).await.map(drop),
+            Job::Restore => {
+                let (store, progress) = (self.store, self.progress);
+                let building = async {
+                    let head = log::head(store.pool()).await.map_err(database("asking for the log's end"))?;
+                    build(store, NEXT, head, None, progress).await?;
+                    replace_empty(store, NEXT).await?;
+                    Ok(head)
+                };
+                let position = self.unless_stopped(building).await?;
+                self.measure(started, position);
+                Ok(())
+            }
             Job::Rollback => self.swap(PREVIOUS).await.map(drop),
             Job::Verify => self.verify().await,
             Job::LayDown(plan) => {

@@ -67,8 +67,12 @@ fn of_meeting(meeting: Uuid, payload: Value) -> Given {
 }
 
 pub(crate) fn registered(meeting: Uuid) -> Given {
+    registered_for(meeting, Some(Uuid::from_u128(7)))
+}
+
+pub(crate) fn registered_for(meeting: Uuid, owner: Option<Uuid>) -> Given {
     let file = json!({"id": file_id(meeting), "sha256": "ab".repeat(32), "mime": "audio/flac",
-                      "size": 5_000_000_000_i64, "duration": 1800, "owner": Uuid::from_u128(7)});
+                      "size": 5_000_000_000_i64, "duration": 1800, "owner": owner});
     let registered =
         json!({"meeting_id": meeting, "file": file, "registered_at": "2026-01-01T09:00:00.000001Z"});
     of_meeting(meeting, json!({"MeetingRegistered": registered}))

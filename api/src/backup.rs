@@ -1,0 +1,159 @@
+//! `backup`, `restore` and `epoch` on the command line.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use projections::backup::{self, Backup, Erasures};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::book::Book;
+use crate::cli::Done;
+use crate::config::DatabaseConfig;
+use crate::rebuild::{self, Teller};
+use crate::terminal;
+
+/// What is backed up.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The directory to write it to: a new one, or an empty one
+    #[arg(required_unless_present = "erasures", value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Write the list of whose keys are destroyed, for a restore of an older backup
+    #[arg(long, value_name = "FILE")]
+    erasures: Option<PathBuf>,
+    /// Report progress and outcome as JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is restored.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup's directory
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Lists of whose keys were destroyed after the backup: they stay destroyed
+    #[arg(long, value_name = "FILE")]
+    erasures: Option<PathBuf>,
+    /// Report progress and outcome as JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is done about the epoch.
+#[derive(Debug, Subcommand)]
+pub enum Epoch {
+    /// Begin a new one: after a standby was promoted, or a recovery to a point in time
+    Renew {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Writes a backup, or the list of the erased, or both.
+pub async fn backup(book: &Book, args: &BackupArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
+    let working = async {
+        if let Some(dir) = &args.dir {
+            let teller = Teller::new(args.json);
+            let written = backup::write(book.pool(), dir, &*teller).await;
+            teller.finish();
+            let manifest = written?;
+            if args.json {
+                terminal::print(json!({"backup": manifest}))?;
+            } else {
+                let bytes = manifest.tables.iter().map(|table| table.bytes).sum::<u64>();
+                terminal::print(format_args!(
+                    "{} events and {} other rows in {:.1} MB: {}",
+                    manifest.head,
+                    manifest.tables.iter().map(|table| table.rows).sum::<u64>()
+                        - u64::try_from(manifest.head).unwrap_or(0),
+                    bytes as f64 / 1e6,
+                    dir.display()
+                ))?;
+            }
+        }
+        // After the backup: it may only know more.
+        if let Some(path) = &args.erasures {
+            let erasures = Erasures::collect(book.pool()).await?;
+            erasures.write(path)?;
+            let keys = erasures.erased.len();
+            if args.json {
+                terminal::print(
+                    json!({"erasures": {"keys_destroyed": keys, "taken_at": erasures.taken_at}}),
+                )?;
+            } else {
+                terminal::print(format_args!("{keys} destroyed keys listed: {}", path.display()))?;
+            }
+        }
+        Ok(Done::Whole)
+    };
+    stop.run_until_cancelled(working).await.unwrap_or(Ok(Done::Interrupted))
+}
+
+/// Opens the book on a database that was empty, with what is in the backup.
+pub async fn restore(config: &DatabaseConfig, args: &RestoreArgs) -> anyhow::Result<Book> {
+    let teller = Teller::new(args.json);
+    // Before the database is touched at all.
+    let found = Backup::open(&args.dir)?;
+    found.check(&*teller).await?;
+    let erasures = args.erasures.as_deref().map(Erasures::read).transpose()?;
+    let book = Book::open_after(config, async |options| {
+        let restored = backup::restore(options, &found, erasures.as_ref(), &*teller).await?;
+        teller.finish();
+        if args.json {
+            terminal::print(json!({"restored": restored}))?;
+        } else {
+            terminal::print(format_args!(
+                "{} events restored; {} keys destroyed that were in the backup; the epoch is {}",
+                restored.head, restored.keys_destroyed, restored.epoch
+            ))?;
+        }
+        Ok(())
+    })
+    .await;
+    teller.finish();
+    book
+}
+
+/// Builds the tables of what was restored, and proves that they are right.
+pub async fn build_and_verify(
+    book: &Book,
+    args: &RestoreArgs,
+    stop: &CancellationToken,
+) -> anyhow::Result<Done> {
+    let built = rebuild::build_restored(book, args.json, stop).await;
+    // The log is whole by now: whoever projects makes the tables as well.
+    match built
+        .context("the log is restored, but its tables could not be built; `serve` makes them, slowly")?
+    {
+        Done::Whole => {}
+        Done::Partly | Done::Interrupted => return Ok(Done::Interrupted),
+    }
+    rebuild::verify(book, args.json, stop).await
+}
+
+/// Opens the book with a new epoch.
+pub async fn renew_epoch(config: &DatabaseConfig) -> anyhow::Result<Book> {
+    Book::open_after(config, async |options| {
+        backup::renew_epoch(options).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Tells which epoch it is.
+pub fn tell_epoch(book: &Book, json: bool) -> anyhow::Result<Done> {
+    let identity = book.store.identity();
+    if json {
+        terminal::print(json!({"log_id": identity.log_id, "epoch": identity.epoch}))?;
+    } else {
+        terminal::print(format_args!(
+            "the epoch is {}; what followed the old one has to begin anew: streams, and whoever follows /v1/changes",
+            identity.epoch
+        ))?;
+    }
+    Ok(Done::Whole)
+}
