@@ -18,8 +18,8 @@ use tests::workload::Workload;
 use uuid::Uuid;
 
 use crate::cli::{Ran, run_on};
-use crate::read_models::assert_tables_equal_the_fold;
 use crate::read_models::history::{append, completed, created, enrolled, registered, started};
+use crate::read_models::{assert_tables_equal_the_fold, eventually};
 
 const MEETING: Uuid = Uuid::from_u128(0xa0);
 const ADA: Uuid = Uuid::from_u128(0xada);
@@ -112,8 +112,16 @@ async fn a_backup_taken_while_others_write_is_one_moment_and_all_of_it_comes_bac
     let dir = place.at("backup");
     let book = database.open().await;
     let before = log::head(&pool).await.unwrap();
-    let ran = while_events_flow(&book, async { run(&database, &["backup", "--json"], &dir).await }).await;
-    done(&ran);
+    let grown = async |from: i64| {
+        eventually("the log grows", async || (log::head(&pool).await.unwrap() > from).then_some(())).await;
+    };
+    let ran = while_events_flow(&book, async {
+        grown(before).await;
+        let ran = run(&database, &["backup", "--json"], &dir).await;
+        grown(manifest(&dir).head).await;
+        ran
+    });
+    done(&ran.await);
     assert_eq!(place.names(), ["backup"], "nothing is left beside it");
     let taken = manifest(&dir);
     let after = log::head(&pool).await.unwrap();
@@ -283,7 +291,7 @@ async fn neither_a_directory_nor_a_database_in_use_is_written_to() {
     assert_eq!(place.names(), ["backup", "empty"]);
 
     let ran = run(&database, &["restore"], &empty).await;
-    assert!(ran.code == Some(1) && ran.stderr.contains("log.events has rows"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("the database is not empty"), "{}", ran.stderr);
     assert_eq!(log::head(&database.pool().await).await.unwrap(), 5);
     // One that serves knows its log from its start.
     let served = TestDatabase::blank().await;

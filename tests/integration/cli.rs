@@ -405,6 +405,7 @@ async fn help_names_every_command_and_shows_no_password() {
       epoch      Tell the positions of one run of the log from those of another
       parked     Look at events that cannot be applied, and decide what becomes of them
       profile    Enter people and their voices
+      keys       Look at the keys that personal data is sealed with, or change the master key
       publish    Put events on the broker's stream again, where it lost them or never had them
       subscribe  Follow the change feed, and hand each event to a program
       migrate    Bring the database's schema up to date, and do nothing else
@@ -478,7 +479,9 @@ async fn migrating_at_once_and_again_changes_nothing() {
     // The template is migrated; a database of its own is not.
     let database = TestDatabase::create().await;
     let pool = database.pool().await;
-    pool.execute("DROP SCHEMA log, ops, read CASCADE; DROP TABLE public._sqlx_migrations").await.unwrap();
+    pool.execute("DROP SCHEMA keys, log, ops, read CASCADE; DROP TABLE public._sqlx_migrations")
+        .await
+        .unwrap();
     let arguments = ["migrate"];
     let all = (0..4).map(|_| run_on(&database, &arguments));
     for ran in futures::future::join_all(all).await {
