@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::TestDatabase;
-use crate::workload::Workload;
+use crate::workload::{Workload, append_all};
 
 /// A durable PostgreSQL for one benchmark, gone when it is closed.
 pub struct BenchCluster {
@@ -97,21 +97,15 @@ pub async fn fill(database: &TestDatabase, events: usize) {
     let mut workload = Workload::new(3, 64);
     let mut done = 0;
     while done < events {
-        // One append per meeting, so that none waits for another of the same group.
         let appends = (0..1000.min(events - done)).map(|_| workload.next_append()).collect::<Vec<_>>();
         done += appends.iter().map(|append| append.events.len()).sum::<usize>();
-        let appended = appends.into_iter().map(|append| append_one(&store, append));
-        futures::future::join_all(appended).await;
+        append_all(store.appender(), appends).await;
     }
     shutdown.cancel();
     tasks.close();
     tasks.wait().await;
     sqlx::query("VACUUM ANALYZE log.events").execute(&pool).await.expect("statistics");
     pool.close().await;
-}
-
-async fn append_one(store: &EventStore, append: Append) {
-    store.appender().append(append).await.expect("an append succeeds");
 }
 
 /// Runs this program again with `variable` set to the database's URL: what it does then has a memory of its own.

@@ -1,7 +1,7 @@
 //! Real-shaped events: meetings through their life, with as many speakers, segments, artifacts and cached
 //! results as the meetings of the AMI corpus have, interleaved as a pipeline's workers interleave them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use chrono::TimeDelta;
 use domain::file::{DurationSeconds, File, SizeBytes};
@@ -10,7 +10,7 @@ use domain::meeting::{Meeting, MeetingCommand, MeetingEvent, RegisterMeeting, de
 use domain::speaker::{Cluster, Segment};
 use domain::voice::{KeptVoice, Voice};
 use domain::{Event, Timestamp};
-use event_store::append::{Append, NewEvent};
+use event_store::append::{Append, Appender, NewEvent, Outcome};
 use uuid::Uuid;
 
 use domain::artifact::ArtifactType;
@@ -195,4 +195,20 @@ fn metadata(command_id: Uuid) -> String {
         "correlation_id": command_id,
     })
     .to_string()
+}
+
+/// Appends all of these, many at once, but of each meeting one after the other: of two at once the second may be
+/// overtaken by a third, when it has to be sealed again.
+pub async fn append_all(appender: &Appender, appends: Vec<Append>) {
+    let mut by_aggregate = BTreeMap::<String, Vec<Append>>::new();
+    for append in appends {
+        by_aggregate.entry(append.aggregate_id.clone()).or_default().push(append);
+    }
+    let in_order = by_aggregate.into_values().map(async |appends| {
+        for append in appends {
+            let outcome = appender.append(append).await.expect("an append succeeds");
+            assert!(matches!(outcome, Outcome::Appended(_)), "{outcome:?}");
+        }
+    });
+    futures::future::join_all(in_order).await;
 }

@@ -1,11 +1,9 @@
 //! Any history: of commands that meet in few meetings, and of many real-shaped ones.
 
 use domain::ids::{MeetingId, ProfileId};
-use event_store::append::Outcome;
 use event_store::command_bus::Context;
-use futures::{StreamExt, stream};
 use tests::TestDatabase;
-use tests::workload::Workload;
+use tests::workload::{Workload, append_all};
 use uuid::Uuid;
 
 use crate::read_models::caught_up_and_equal;
@@ -47,9 +45,5 @@ pub(super) async fn make(database: &TestDatabase, seed: u64) {
 pub(super) async fn append_straight(book: &api::book::Book, seed: u64, appends: usize) {
     let mut workload = Workload::new(seed, 50);
     let appends = (0..appends).map(|_| workload.next_append()).collect::<Vec<_>>();
-    // Handed in in order, they are appended in order.
-    let mut appending = stream::iter(appends).map(|append| book.store.appender().append(append)).buffered(50);
-    while let Some(outcome) = appending.next().await {
-        assert!(matches!(outcome.unwrap(), Outcome::Appended(_)));
-    }
+    append_all(book.store.appender(), appends).await;
 }
