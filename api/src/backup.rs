@@ -101,7 +101,8 @@ pub async fn restore(config: &DatabaseConfig, args: &RestoreArgs) -> anyhow::Res
     found.check(&*teller).await?;
     let erasures = args.erasures.as_deref().map(Erasures::read).transpose()?;
     let book = Book::open_after(config, async |options| {
-        let restored = backup::restore(options, &found, erasures.as_ref(), &*teller).await?;
+        let master = config.master()?;
+        let restored = backup::restore(options, &found, erasures.as_ref(), master, &*teller).await?;
         teller.finish();
         if args.json {
             terminal::print(json!({"restored": restored}))?;

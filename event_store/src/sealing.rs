@@ -548,6 +548,22 @@ pub struct KeyStatus {
     pub under_another: i64,
 }
 
+/// Fails if the keys of the log that `executor` leads to are wrapped by none of the master keys of `source`. For
+/// whoever has not committed yet what is to be opened.
+pub async fn check_master(
+    executor: impl PgExecutor<'_>,
+    log_id: Uuid,
+    source: MasterSource,
+) -> Result<(), KeyError> {
+    let masters = Masters::read(source)?;
+    let Some(Chosen { id, check_value, .. }) = chosen(executor).await? else {
+        return Err(KeyError::WrittenUnsealed);
+    };
+    let known = masters.get(id).filter(|master| master.check_value(log_id) == check_value);
+    let another = || KeyError::AnotherMaster { needed: id, source_name: masters.source().to_string() };
+    known.map(|_| ()).ok_or_else(another)
+}
+
 struct Chosen {
     id: Uuid,
     check_value: Vec<u8>,

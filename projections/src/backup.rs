@@ -14,6 +14,7 @@ mod write;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
+use event_store::sealing::KeyError;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, Row};
@@ -99,6 +100,8 @@ pub enum BackupError {
     AnotherLog { found: Uuid, expected: Uuid },
     #[error("there are keys to destroy, but this database keeps none")]
     NoKeys,
+    #[error("the keys of the backup cannot be used; nothing was restored")]
+    Master(#[from] KeyError),
     #[error("a task that reads or writes a file broke off")]
     TaskGone,
 }

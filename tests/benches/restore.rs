@@ -108,7 +108,7 @@ async fn restore(target: &TestDatabase, dir: &std::path::Path) -> Duration {
     let started = Instant::now();
     let found = Backup::open(dir).expect("a backup");
     found.check(&Silent).await.expect("a whole backup");
-    backup::restore(&options, &found, None, &Silent).await.expect("a restored log");
+    backup::restore(&options, &found, None, tests::master(), &Silent).await.expect("a restored log");
     started.elapsed()
 }
 

@@ -17,7 +17,7 @@ use tests::server::Server;
 use tests::workload::Workload;
 use uuid::Uuid;
 
-use crate::cli::{Ran, run_on};
+use crate::cli::{Ran, minutebook, run_on};
 use crate::read_models::history::{append, completed, created, enrolled, registered, started};
 use crate::read_models::{assert_tables_equal_the_fold, eventually};
 
@@ -302,6 +302,28 @@ async fn neither_a_directory_nor_a_database_in_use_is_written_to() {
     done(&run(&served, &["restore"], &empty).await);
     let ran = run(&served, &["restore"], &dir).await;
     assert!(ran.code == Some(1) && ran.stderr.contains("is no backup"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn without_its_master_key_nothing_is_restored() {
+    let database = small_book().await;
+    let place = Place::new();
+    let dir = place.at("backup");
+    done(&run(&database, &["backup"], &dir).await);
+    let target = TestDatabase::blank().await;
+    let mut restore = minutebook(&["restore", dir.to_str().unwrap()]);
+    let another = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    restore.env("DATABASE_URL", &target.url).env("MINUTEBOOK_MASTER_KEY", another);
+    let ran = crate::cli::run(&mut restore).await;
+    assert!(ran.code == Some(1) && ran.stderr.contains("under another master key"), "{}", ran.stderr);
+    let missing = place.at("no-such.key");
+    let mut restore = minutebook(&["restore", dir.to_str().unwrap()]);
+    restore.env("DATABASE_URL", &target.url).env("MINUTEBOOK_MASTER_KEY_FILE", &missing);
+    let ran = crate::cli::run(&mut restore).await;
+    assert!(ran.code == Some(1) && ran.stderr.contains("under another master key"), "{}", ran.stderr);
+    assert!(!missing.exists(), "no new key takes the place of the one that is needed");
+    assert_eq!(log::head(&target.pool().await).await.unwrap(), 0);
+    done(&run(&target, &["restore"], &dir).await);
 }
 
 #[tokio::test]

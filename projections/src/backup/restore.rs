@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use event_store::sealing::{MasterSource, check_master};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection};
@@ -37,11 +38,13 @@ pub struct Restored {
 
 /// Copies a backup into the empty database, destroys the keys of whoever was erased after it, and begins a new
 /// epoch: what was appended after the backup is lost, and its positions are given out again. The backup has been
-/// [checked](Backup::check). The tables of the generations show nothing yet.
+/// [checked](Backup::check), and `master` must have the key that its keys are wrapped by. The tables of the
+/// generations show nothing yet.
 pub async fn restore(
     options: &PgConnectOptions,
     backup: &Backup,
     erasures: Option<&Erasures>,
+    master: MasterSource,
     progress: &impl Progress,
 ) -> Result<Restored, BackupError> {
     let manifest = &backup.manifest;
@@ -101,6 +104,9 @@ pub async fn restore(
     if log_id != manifest.log_id {
         let problem = format!("it is said to be of the log {}, and is of {log_id}", manifest.log_id);
         return Err(BackupError::Damaged { path: backup.dir.clone(), problem });
+    }
+    if manifest.head > 0 {
+        check_master(&mut *restoring, log_id, master).await?;
     }
     let keys_destroyed = match erasures {
         Some(erasures) => erasures.apply(&mut restoring).await?,
