@@ -178,3 +178,11 @@ BEGIN
             USING (EXISTS (SELECT FROM meetings m WHERE key = 'meeting:' || m.id));
     END IF;
 END $$;
+
+-- Statistics keep values of their own, which nobody would delete with the rows: none of what is about people.
+ALTER TABLE user_profiles
+    ALTER COLUMN display_name SET STATISTICS 0,
+    ALTER COLUMN embeddings SET STATISTICS 0;
+ALTER TABLE artifacts ALTER COLUMN meta SET STATISTICS 0;
+ALTER TABLE speaker_reassignments ALTER COLUMN reason SET STATISTICS 0;
+ALTER TABLE cache ALTER COLUMN value SET STATISTICS 0;

@@ -140,6 +140,7 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(routes::profiles::router())
         .merge(routes::files::router())
         .merge(routes::cache::router())
+        .merge(routes::erasures::router())
         .merge(routes::audit::router())
         .merge(routes::changes::router())
         .merge(routes::rebuilds::router())

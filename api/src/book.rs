@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use event_store::EventStore;
 use event_store::command_bus::CommandBus;
 use event_store::sealing::MasterSource;
+use projections::erasure;
 use projections::feed::publisher::{self, Publishing};
 use projections::feed::stream::StreamConfig;
 use projections::fold::fold;
@@ -143,6 +144,12 @@ impl Book {
         let projector =
             projector::run(self.store.clone(), fold, self.projection_sender.clone(), self.shutdown.clone());
         self.tasks.spawn(projector);
+    }
+
+    /// Starts carrying out erasures in this process.
+    pub fn start_erasures(&self) {
+        let erasures = erasure::run(self.store.clone(), self.bus.clone(), self.shutdown.clone());
+        self.tasks.spawn(erasures);
     }
 
     /// Starts a publisher in this process.

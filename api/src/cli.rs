@@ -1,7 +1,7 @@
 //! The command line: one variant per command, and the exit codes.
 //!
 //! 0: done. 1: it failed. 2: the command line cannot be understood. 3: done in part, the rest was
-//! reported (`import`, `profile import`, `parked retry`). 130: interrupted by Ctrl-C.
+//! reported (`import`, `profile import`, `profile erase`, `meeting erase`, `parked retry`). 130: interrupted by Ctrl-C.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
 use crate::{
-    audit, backup, demo, embedded, events, import, keys, parked, profile, publish, rebuild, serve, status,
-    subscribe, telemetry, terminal,
+    audit, backup, demo, embedded, erase, events, import, keys, parked, profile, publish, rebuild, serve,
+    status, subscribe, telemetry, terminal,
 };
 
 /// The system of record of a meeting-processing pipeline
@@ -69,9 +69,12 @@ enum Command {
     /// Look at events that cannot be applied, and decide what becomes of them
     #[command(subcommand)]
     Parked(parked::Parked),
-    /// Enter people and their voices
+    /// Enter people and their voices, or forget a person
     #[command(subcommand)]
     Profile(profile::Profile),
+    /// Forget a meeting
+    #[command(subcommand)]
+    Meeting(erase::Meeting),
     /// Look at the keys that personal data is sealed with, or change the master key
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -151,6 +154,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Epoch(_)
         | Command::Parked(_)
         | Command::Profile(_)
+        | Command::Meeting(_)
         | Command::Keys(_)
         | Command::Publish(_)
         | Command::Subscribe(_)
@@ -202,6 +206,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
             .await
         }
         Command::Profile(what) => with_book(&database, async |book| profile::run(book, &what).await).await,
+        Command::Meeting(what) => with_book(&database, async |book| erase::meeting(book, &what).await).await,
         Command::Keys(what) => with_book(&database, async |book| keys::run(book, &what).await).await,
         Command::Subscribe(args) => subscribe::run(&database, args).await,
         Command::Migrate => {

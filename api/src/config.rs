@@ -204,6 +204,11 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_SWEEP_INTERVAL", default_value = "300", value_parser = seconds, value_name = "SECONDS")]
     pub sweep_interval: Duration,
 
+    /// Erase meetings of which nothing was heard for so many days; never if not said
+    #[arg(long, env = "MINUTEBOOK_RETENTION_DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500),
+          value_name = "DAYS")]
+    pub retention_days: Option<u32>,
+
     /// The most clients that follow /v1/changes or fetch the audit as CSV at a time; one more is answered 429
     #[arg(long, env = "MINUTEBOOK_MAX_FOLLOWERS", default_value_t = 256, value_name = "N")]
     pub max_followers: usize,

@@ -158,12 +158,11 @@ impl From<MeetingError> for Problem {
 impl From<ProfileError> for Problem {
     fn from(error: ProfileError) -> Self {
         let status = match error {
-            ProfileError::NotFound | ProfileError::Erased | ProfileError::UnknownSample => {
-                StatusCode::NOT_FOUND
-            }
-            ProfileError::AlreadyExists | ProfileError::SampleExists | ProfileError::TooManySamples => {
-                StatusCode::CONFLICT
-            }
+            ProfileError::NotFound | ProfileError::UnknownSample => StatusCode::NOT_FOUND,
+            ProfileError::Erased
+            | ProfileError::AlreadyExists
+            | ProfileError::SampleExists
+            | ProfileError::TooManySamples => StatusCode::CONFLICT,
         };
         Self::new(status, error.code(), error.to_string())
     }
@@ -187,8 +186,8 @@ where
             ),
             CommandError::Forgotten => Self::new(
                 StatusCode::CONFLICT,
-                "forgotten",
-                "somebody whom it names was forgotten meanwhile; read again and decide anew",
+                "profile_erased",
+                "somebody whom the command names was forgotten; read again and decide anew",
             ),
             CommandError::Contended => Self::unavailable("contended", "others kept changing it; try again"),
             CommandError::Append(AppendError::Busy) => Self::too_many(),

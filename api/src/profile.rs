@@ -18,7 +18,8 @@ use crate::book::Book;
 use crate::cli::Done;
 use crate::clock::now;
 use crate::config::voice_models;
-use crate::terminal;
+use crate::erase::EraseProfile;
+use crate::{erase, terminal};
 
 /// The most bytes of one line: a hundred voices of the largest dimension.
 const LONGEST_LINE: u64 = 8 * 1024 * 1024;
@@ -28,6 +29,8 @@ const LONGEST_LINE: u64 = 8 * 1024 * 1024;
 pub enum Profile {
     /// Enter people and their voices, from JSON lines: {"name": …, "samples": [{"model": …, "vector": […]}]}
     Import(ImportArgs),
+    /// Forget a person: name, voice, and whoever was ever said to be that person in a meeting
+    Erase(EraseProfile),
 }
 
 /// What to import.
@@ -73,7 +76,10 @@ struct Report {
 
 /// Carries it out.
 pub async fn run(book: &Book, what: &Profile) -> anyhow::Result<Done> {
-    let Profile::Import(args) = what;
+    let args = match what {
+        Profile::Import(args) => args,
+        Profile::Erase(args) => return erase::profile(book, args).await,
+    };
     let mut import = Import {
         book,
         models: voice_models(&args.voice_models),

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod cache;
 pub mod changes;
+pub mod erasures;
 pub mod files;
 pub mod meetings;
 pub mod operations;

@@ -21,7 +21,7 @@ use crate::book::Book;
 use crate::cli::Done;
 use crate::config::{DatabaseConfig, Part, ServeConfig};
 use crate::matching::Matching;
-use crate::{telemetry, terminal};
+use crate::{retention, telemetry, terminal};
 
 /// How long after the signal to stop a request may still be under way, beyond the time that any may take.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -62,8 +62,13 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     };
     if projects {
         book.start_projector();
+        book.start_erasures();
         let sweeping = sweeper::run(book.pool().clone(), config.sweep_interval, book.shutdown.clone());
         book.tasks.spawn(sweeping);
+        if let Some(days) = config.retention_days {
+            let erasing = retention::run(book.store.clone(), book.bus.clone(), days, book.shutdown.clone());
+            book.tasks.spawn(erasing);
+        }
     }
     if publishes && let Some(stream) = stream {
         book.start_publisher(stream);

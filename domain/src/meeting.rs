@@ -18,8 +18,10 @@ use cqrs_es::event_sink::EventSink;
 use cqrs_es::{Aggregate, DomainEvent};
 
 pub use command::{FailMeeting, MeetingCommand, RegisterMeeting};
-pub use decide::{MAX_CACHED_BYTES, MAX_STAGES, MeetingError, decide};
-pub use event::{CarriedFrom, MeetingCompleted, MeetingEvent, MeetingRegistered, OutdatedArtifact};
+pub use decide::{FORGOTTEN, MAX_CACHED_BYTES, MAX_STAGES, MeetingError, decide};
+pub use event::{
+    CacheKey, CarriedFrom, Cause, MeetingCompleted, MeetingEvent, MeetingRegistered, OutdatedArtifact,
+};
 pub use state::{Correction, Meeting, Origin, Record, Status, evolve};
 
 impl DomainEvent for MeetingEvent {

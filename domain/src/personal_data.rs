@@ -299,7 +299,9 @@ fn visit_meeting<V: FieldVisitor>(
         | MeetingEvent::SpeakerIdentified { .. }
         | MeetingEvent::SpeakerNotIdentified { .. }
         | MeetingEvent::CorrectionNotCarried { .. }
-        | MeetingEvent::ArtifactsOutdated { .. } => Ok(()),
+        | MeetingEvent::ArtifactsOutdated { .. }
+        // Its reason outlives the key, and names nobody.
+        | MeetingEvent::MeetingErased { .. } => Ok(()),
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
             if visitor.passes_over_clusters() {
                 return Ok(());
@@ -314,8 +316,7 @@ fn visit_meeting<V: FieldVisitor>(
         }
         MeetingEvent::SpeakerReassigned { reason, .. }
         | MeetingEvent::CorrectionDismissed { reason, .. }
-        | MeetingEvent::MeetingFailed { reason, .. }
-        | MeetingEvent::MeetingErased { reason, .. } => visitor.field(subject, "reason", reason),
+        | MeetingEvent::MeetingFailed { reason, .. } => visitor.field(subject, "reason", reason),
         MeetingEvent::ArtifactStored { artifact } => visit_artifact(subject, artifact, visitor),
         MeetingEvent::StageResultCached { value, .. } => visitor.field(subject, "value", value),
         MeetingEvent::MeetingCompleted(completed) => {
@@ -357,11 +358,16 @@ fn visit_profile<V: FieldVisitor>(
     }
 }
 
-/// Returns the person to whom `event` links a speaker, if it does: somebody who must not have been forgotten.
-pub const fn newly_linked(event: &Event) -> Option<ProfileId> {
+/// Returns the people to whom `event` links speakers: none of them must have been forgotten.
+pub fn linked(event: &Event) -> Vec<ProfileId> {
     match event {
-        Event::Meeting(_, MeetingEvent::SpeakerIdentified { profile_id, .. }) => Some(*profile_id),
-        Event::Meeting(_, MeetingEvent::SpeakerReassigned { to, .. }) => *to,
+        Event::Meeting(_, MeetingEvent::SpeakerIdentified { profile_id, .. }) => vec![*profile_id],
+        Event::Meeting(_, MeetingEvent::SpeakerReassigned { to, .. }) => to.iter().copied().collect(),
+        // It repeats what was linked before, and tells it to whoever acts on it.
+        Event::Meeting(_, MeetingEvent::MeetingCompleted(completed)) => {
+            let links = completed.speakers.iter().filter_map(|speaker| speaker.link);
+            links.map(|link| link.profile_id).collect()
+        }
         Event::Meeting(
             _,
             MeetingEvent::MeetingRegistered(_)
@@ -375,12 +381,10 @@ pub const fn newly_linked(event: &Event) -> Option<ProfileId> {
             | MeetingEvent::ArtifactStored { .. }
             | MeetingEvent::ArtifactsOutdated { .. }
             | MeetingEvent::StageResultCached { .. }
-            // It repeats what was linked before.
-            | MeetingEvent::MeetingCompleted(_)
             | MeetingEvent::MeetingFailed { .. }
             | MeetingEvent::MeetingErased { .. },
         )
-        | Event::Profile(..) => None,
+        | Event::Profile(..) => vec![],
     }
 }
 

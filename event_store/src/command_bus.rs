@@ -12,7 +12,7 @@ use cqrs_es::event_sink::EventSink;
 use cqrs_es::persist::PersistedEventStore;
 use cqrs_es::{Aggregate, AggregateError, DomainEvent, EventStore as _};
 use domain::event::{AggregateEvent, DecodeError};
-use domain::meeting::Meeting;
+use domain::meeting::{Meeting, MeetingCommand};
 use domain::profile::Profile;
 use sqlx::{PgPool, Row};
 use tokio::time::sleep;
@@ -56,6 +56,18 @@ pub struct Context {
     pub correlation_id: Option<String>,
     /// What caused the command; the command itself if absent.
     pub causation_id: Option<String>,
+}
+
+impl Context {
+    /// Returns that of what follows from the erasure of `subject`.
+    pub fn of_erasure(subject: Uuid) -> Self {
+        Self {
+            actor: "erasure".to_owned(),
+            actor_kind: "system".to_owned(),
+            causation_id: Some(subject.to_string()),
+            ..Self::default()
+        }
+    }
 }
 
 /// A client's `Idempotency-Key`, bound to caller and route, and what it was used for.
@@ -148,9 +160,37 @@ impl CommandBus {
     ) -> Result<Accepted, CommandError<domain::meeting::MeetingError>> {
         let name = command.name();
         let started = Instant::now();
-        let result = execute(&self.pool, &self.meetings, id.to_string(), command, context).await;
+        let mut result = execute(&self.pool, &self.meetings, id.to_string(), command.clone(), context).await;
+        if matches!(result, Err(CommandError::Forgotten)) && self.forget_in(id).await? {
+            result = execute(&self.pool, &self.meetings, id.to_string(), command, context).await;
+        }
         measure("meeting", name, started, &result);
         result
+    }
+
+    /// Takes everybody who was forgotten out of a meeting that has not been told yet: what is decided about it would
+    /// link them once more, by a decision that is carried over. Says whether there was anybody.
+    async fn forget_in(
+        &self,
+        id: domain::ids::MeetingId,
+    ) -> Result<bool, CommandError<domain::meeting::MeetingError>> {
+        let Meeting::Active(record) = self.meetings.load(&id.to_string()).await?.state else {
+            return Ok(false);
+        };
+        let people: Vec<Uuid> = record.people().into_iter().map(|profile| profile.as_uuid()).collect();
+        let forgotten: Vec<Uuid> = sqlx::query_scalar(
+            "SELECT id FROM keys.subjects WHERE kind = 'profile' AND id = ANY ($1) AND destroyed_at IS NOT NULL",
+        )
+        .bind(people)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|source| CommandError::Database { phase: "looking for who was forgotten", source })?;
+        for profile in &forgotten {
+            let forget = MeetingCommand::ForgetPerson { profile_id: (*profile).into() };
+            execute(&self.pool, &self.meetings, id.to_string(), forget, &Context::of_erasure(*profile))
+                .await?;
+        }
+        Ok(!forgotten.is_empty())
     }
 
     /// Carries out a command to a profile.

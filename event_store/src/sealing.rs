@@ -218,7 +218,7 @@ impl Keyring {
                 continue;
             };
             let mut event = Event::clone(event);
-            if let Some(profile) = personal_data::newly_linked(&event) {
+            for profile in personal_data::linked(&event) {
                 let subject = Subject::Profile(profile);
                 if let Some(Remembered::Gone { .. }) = self.lock_remembered().get(&subject) {
                     return Err(SealError::Forgotten);

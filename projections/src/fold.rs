@@ -151,6 +151,7 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             previous_confidence,
             previous_by,
             carried_from,
+            cause,
         } => {
             let (speaker_id, to_profile_id) = (speaker_id.as_uuid(), to.map(|profile| profile.as_uuid()));
             let speaker = rows.speakers.get(&speaker_id);
@@ -176,6 +177,10 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             rows.reassignments.insert(row.position, row);
             // A person's word has no degree of confidence.
             link(rows, speaker_id, to_profile_id, None);
+            if cause.is_some() && !is_completed(rows) {
+                // While it is processed anew, the result of before is in the cache, with the person in it.
+                remove_from_cache(rows, result_key(id), recorded.position);
+            }
         }
         MeetingEvent::ArtifactStored { artifact } => {
             let row = artifact_row(id, artifact);
@@ -210,7 +215,7 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
                 meeting.finished_at = Some(*failed_at);
             }
         }
-        MeetingEvent::MeetingErased { .. } => {
+        MeetingEvent::MeetingErased { cached, .. } => {
             rows.file = None;
             rows.meeting = None;
             rows.speakers.clear();
@@ -218,8 +223,10 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             rows.stale_artifacts.clear();
             rows.reassignments.clear();
             rows.forgets_reassignments = true;
-            let key = result_key(id);
-            rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry: None });
+            // Also what another meeting cached under the same key since: it is found again by working again.
+            for key in cached.iter().map(ToString::to_string).chain([result_key(id)]) {
+                remove_from_cache(rows, key, recorded.position);
+            }
         }
     }
     if renews_result(event) {
@@ -316,6 +323,14 @@ const fn renews_result(event: &MeetingEvent) -> bool {
         | MeetingEvent::MeetingFailed { .. }
         | MeetingEvent::MeetingErased { .. } => false,
     }
+}
+
+fn is_completed(rows: &MeetingRows) -> bool {
+    rows.meeting.as_ref().is_some_and(|meeting| meeting.status == "completed")
+}
+
+fn remove_from_cache(rows: &mut MeetingRows, key: String, position: i64) {
+    rows.cache.insert(key.clone(), CacheWrite { key, position, entry: None });
 }
 
 fn result_key(id: MeetingId) -> String {

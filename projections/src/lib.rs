@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod backup;
 mod changes;
+pub mod erasure;
 pub mod feed;
 pub mod fold;
 pub mod freshness;

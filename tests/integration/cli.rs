@@ -404,7 +404,8 @@ async fn help_names_every_command_and_shows_no_password() {
       restore    Copy a backup into an empty database, build the tables, and verify them
       epoch      Tell the positions of one run of the log from those of another
       parked     Look at events that cannot be applied, and decide what becomes of them
-      profile    Enter people and their voices
+      profile    Enter people and their voices, or forget a person
+      meeting    Forget a meeting
       keys       Look at the keys that personal data is sealed with, or change the master key
       publish    Put events on the broker's stream again, where it lost them or never had them
       subscribe  Follow the change feed, and hand each event to a program
@@ -432,7 +433,7 @@ async fn help_names_every_command_and_shows_no_password() {
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 130 interrupted
     ");
     for (arguments, options) in [
-        (&["serve"][..], &["--listen", "--only", "--sweep-interval"][..]),
+        (&["serve"][..], &["--listen", "--only", "--sweep-interval", "--retention-days"][..]),
         (&["demo"], &[]),
         (&["import", "rttm"], &["--json", "<PATHS>..."]),
         (&["status"], &["--json"]),
@@ -446,6 +447,8 @@ async fn help_names_every_command_and_shows_no_password() {
         (&["backup"], &["--erasures", "--json", "[DIR]"]),
         (&["restore"], &["--erasures", "--json", "<DIR>"]),
         (&["epoch", "renew"], &["--json"]),
+        (&["profile", "erase"], &["<ID>", "--json"]),
+        (&["meeting", "erase"], &["<ID>", "--reason", "--json"]),
         (&["migrate"], &[]),
     ] {
         let mut command = minutebook(&[arguments, &["--help"]].concat());

@@ -12,6 +12,7 @@ mod cli;
 mod command_bus;
 mod compose;
 mod embedded;
+mod erasure;
 mod http;
 mod import;
 mod kill;

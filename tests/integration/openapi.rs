@@ -29,10 +29,14 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /v1/audit/speaker-reassignments -> 200 404 422 429 503
     GET /v1/cache/{key} -> 200 404 422 429 503
     GET /v1/changes -> 200 404 409 422 429 503
+    GET /v1/erasures -> 200 404 422 429 503
+    GET /v1/erasures/{id} -> 200 404 422 429 503
+    GET /v1/erasures/{id}/kept-elsewhere -> 200 404 422 429 503
     GET /v1/files -> 200 404 422 429 503
     GET /v1/files/{id} -> 200 404 422 429 503
     GET /v1/meetings -> 200 404 422 429 503
     POST /v1/meetings -> 200 201 400 404 409 412 413 415 422 429 503
+    DELETE /v1/meetings/{id} -> 200 202 400 404 409 412 413 415 422 429 503
     GET /v1/meetings/{id} -> 200 404 422 429 503
     POST /v1/meetings/{id}/artifacts -> 200 400 404 409 412 413 415 422 429 503
     PUT /v1/meetings/{id}/cache/{stage} -> 200 400 404 409 412 413 415 422 429 503
@@ -56,6 +60,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /v1/operations/rebuilds/{id} -> 200 404 422 429 503
     GET /v1/profiles -> 200 404 422 429 503
     POST /v1/profiles -> 200 201 400 404 409 412 413 415 422 429 503
+    DELETE /v1/profiles/{id} -> 200 202 400 404 409 412 413 415 422 429 503
     GET /v1/profiles/{id} -> 200 404 422 429 503
     POST /v1/profiles/{id}/find-past-meetings -> 200 400 404 409 412 413 415 422 429 503
     POST /v1/profiles/{id}/rename -> 200 400 404 409 412 413 415 422 429 503

@@ -117,6 +117,8 @@ shared_buffers = '128MB'
 wal_compression = off
 min_wal_size = '256MB'
 max_wal_size = '2GB'
+# What was forgotten does not live on under another segment's name.
+wal_recycle = off
 checkpoint_timeout = '15min'
 
 # One file for each day of the week, emptied when the day comes round again.

@@ -12,7 +12,7 @@ use domain::speaker::{Cluster, ClusterId, Diarization, Segment};
 use domain::text::{Language, Reason, Stage, WorkerId};
 use domain::voice::{KeptVoice, ModelId, VoiceError, VoiceModels};
 use domain::{Timestamp, ValueError};
-use event_store::command_bus::{Accepted, Context};
+use event_store::command_bus::{Accepted, CommandError, Context};
 use event_store::log::{self, BatchLimits};
 use projections::history;
 use projections::queries::{self, MeetingDetails, MeetingFilter, MeetingSummary};
@@ -272,6 +272,9 @@ impl Speakers {
     }
 }
 
+/// How often clusters are matched anew because somebody whom they matched was forgotten meanwhile.
+const MATCHINGS: u32 = 3;
+
 /// Note who spoke when
 ///
 /// Takes the place of an earlier diarization. Clusters that come with a voice are compared with everybody known
@@ -291,9 +294,18 @@ async fn speakers(
         return CommandAnswer::new(accepted);
     }
     let deadline = Instant::now() + state.config.position_timeout;
-    let (clusters, decisions) = state.matching.name(state.book.pool(), deadline, clusters).await?;
-    let record = MeetingCommand::RecordSpeakers { clusters, decisions };
-    send(&state, id, record, &context).await
+    let mut tries = MATCHINGS;
+    loop {
+        let (clusters, decisions) =
+            state.matching.name(state.book.pool(), deadline, clusters.clone()).await?;
+        let record = MeetingCommand::RecordSpeakers { clusters, decisions };
+        match state.book.bus.meeting(id, record, &context).await {
+            // Somebody was known by voice and forgotten in that moment: the voices are those of the log, so the next
+            // comparison is without them.
+            Err(CommandError::Forgotten) if tries > 1 => tries -= 1,
+            recorded => return CommandAnswer::new(recorded?),
+        }
+    }
 }
 
 /// A document that the pipeline wrote.

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use domain::Event;
 use domain::ids::{MeetingId, ProfileId, SpeakerId};
 use domain::meeting::{CarriedFrom, Meeting, MeetingCommand, MeetingError, MeetingEvent};
-use domain::profile::Profile;
+use domain::profile::{Profile, ProfileError};
 use domain::speaker::{Cluster, Evidence, LinkedBy};
 use domain::text::Reason;
 use event_store::command_bus::{Accepted, CommandError, Context};
@@ -200,9 +200,7 @@ async fn check_profile(state: &AppState, profile: ProfileId) -> Result<(), Probl
         Profile::Unknown => {
             Err(Problem::invalid("unknown_profile", "there is no profile with this profile_id"))
         }
-        Profile::Erased => {
-            Err(Problem::invalid("profile_erased", "the profile of this profile_id was erased"))
-        }
+        Profile::Erased => Err(ProfileError::Erased.into()),
     }
 }
 
@@ -389,6 +387,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
             previous_confidence,
             previous_by,
             carried_from,
+            cause: _,
         } if *speaker_id == speaker => Some(SpeakerDecision {
             decision: "reassigned",
             from: from.map(|profile| profile.as_uuid()),
@@ -403,7 +402,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
             let to = to.map(|profile| profile.as_uuid());
             Some(SpeakerDecision { decision: "not_carried", to, ..nothing })
         }
-        MeetingEvent::CorrectionDismissed { speaker_id, reason } if *speaker_id == speaker => {
+        MeetingEvent::CorrectionDismissed { speaker_id, reason, .. } if *speaker_id == speaker => {
             let reason = reason.known().map(|reason| reason.as_str().to_owned());
             Some(SpeakerDecision { decision: "dismissed", reason, ..nothing })
         }

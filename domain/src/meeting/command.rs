@@ -78,6 +78,11 @@ pub enum MeetingCommand {
         /// Why.
         reason: Reason,
     },
+    /// Let nobody be the person who was forgotten: no speaker, and no decision that waits.
+    ForgetPerson {
+        /// Who was forgotten.
+        profile_id: ProfileId,
+    },
     /// Note where a transcript or summary was written.
     StoreArtifact {
         /// What it is.
@@ -150,6 +155,7 @@ impl MeetingCommand {
             Self::ReassignSpeaker { .. } => "reassign",
             Self::UndoReassignment { .. } => "undo",
             Self::DismissCorrection { .. } => "dismiss",
+            Self::ForgetPerson { .. } => "forget",
             Self::StoreArtifact { .. } => "artifacts",
             Self::CacheStageResult { .. } => "cache",
             Self::Complete { .. } => "complete",

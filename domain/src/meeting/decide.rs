@@ -5,18 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::carry_over::{CarryOver, HumanWord, Overlap, Speech, carry_over};
 use super::command::{FailMeeting, MeetingCommand, RegisterMeeting};
-use super::event::{CarriedFrom, MeetingCompleted, MeetingEvent, MeetingRegistered, OutdatedArtifact};
+use super::event::{CarriedFrom, Cause, MeetingCompleted, MeetingEvent, MeetingRegistered, OutdatedArtifact};
 use super::state::{Correction, Meeting, Origin, Record, Status};
 use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType, Meta, S3Key};
 use crate::digest::Digest;
 use crate::ids::{ProfileId, SpeakerId};
 use crate::personal_data::Personal;
-use crate::speaker::{Cluster, ClusterId, Decision, Diarization, Link, LinkedBy, MAX_CANDIDATES};
+use crate::speaker::{Cluster, ClusterId, Decision, Diarization, Link, LinkedBy, MAX_CANDIDATES, Speaker};
 use crate::text::{Reason, Stage, WorkerId};
 
 /// The most stages whose results one meeting caches.
 pub const MAX_STAGES: usize = 100;
+/// The reason that events give which follow from a person's erasure.
+pub const FORGOTTEN: &str = "the person was forgotten";
 /// The most bytes of a cached result.
 pub const MAX_CACHED_BYTES: usize = 1024 * 1024;
 
@@ -170,11 +172,13 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
                     Ok(vec![MeetingEvent::CorrectionDismissed {
                         speaker_id: *speaker_id,
                         reason: reason.clone().into(),
+                        cause: None,
                     }])
                 }
                 Some(_) | None => Err(MeetingError::NothingPending),
             }
         }
+        MeetingCommand::ForgetPerson { profile_id } => Ok(forget(record, *profile_id)),
         MeetingCommand::StoreArtifact { artifact_type, s3_key, meta } => {
             let artifact = artifact(record, *artifact_type, s3_key, meta.as_ref());
             match &record.status {
@@ -211,7 +215,8 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
             Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
         },
         MeetingCommand::Erase { reason, at } => {
-            Ok(vec![MeetingEvent::MeetingErased { reason: reason.clone().into(), erased_at: *at }])
+            let (reason, cached) = (reason.clone(), record.cache_keys.clone());
+            Ok(vec![MeetingEvent::MeetingErased { reason, erased_at: *at, cached }])
         }
     }
 }
@@ -225,6 +230,8 @@ fn decide_without_record(meeting: &Meeting, command: &MeetingCommand) -> Decided
             Ok(vec![MeetingEvent::MeetingRegistered(registered)])
         }
         (Meeting::Erased { .. }, MeetingCommand::Erase { .. }) => Ok(vec![]),
+        // Nobody is anybody where there is no record.
+        (_, MeetingCommand::ForgetPerson { .. }) => Ok(vec![]),
         (Meeting::Erased { .. }, _) => Err(MeetingError::Erased),
         (Meeting::Unregistered | Meeting::Active(_), _) => Err(MeetingError::NotFound),
     }
@@ -376,7 +383,51 @@ fn reassigned(
         previous_confidence: until_now.and_then(|link| link.confidence),
         previous_by: until_now.map(|link| link.by),
         carried_from,
+        cause: None,
     }
+}
+
+/// Tells that no speaker is the person any more, and that what was decided about the person, and waits, is about
+/// nobody. Whose word it was makes no difference, and nobody's word takes its place.
+fn forget(record: &Record, profile_id: ProfileId) -> Vec<MeetingEvent> {
+    let forgotten = Some(profile_id);
+    let reason = Personal::Known(FORGOTTEN.parse::<Reason>().expect("it is short and not blank"));
+    let is_linked = |speaker: &Speaker| speaker.link.is_some_and(|link| link.profile_id == profile_id);
+    let linked = record.speakers.values().filter(|speaker| is_linked(speaker));
+    let linked = linked.map(|speaker| (speaker.id, speaker.link));
+    // In the result of before, which is in the cache still.
+    let earlier = record.result.iter().filter(|(speaker, profile)| {
+        **profile == profile_id && !record.speakers.get(speaker).is_some_and(is_linked)
+    });
+    let earlier = earlier.map(|(speaker, _)| (*speaker, None));
+    let mut events: Vec<_> = linked
+        .chain(earlier)
+        .map(|(speaker_id, link): (SpeakerId, Option<Link>)| MeetingEvent::SpeakerReassigned {
+            speaker_id,
+            from: forgotten,
+            to: None,
+            reason: reason.clone(),
+            previous_confidence: link.and_then(|link| link.confidence),
+            previous_by: link.map(|link| link.by),
+            carried_from: None,
+            cause: Some(Cause::ProfileErased),
+        })
+        .collect();
+    let holds = |about: &SpeakerId, correction: &Correction| {
+        let mut speakers = [Some(*about), correction.holds_for].into_iter().flatten();
+        speakers.any(|speaker| record.speakers.get(&speaker).is_some_and(is_linked))
+    };
+    let waiting = record
+        .corrections
+        .iter()
+        .filter(|(about, correction)| correction.to == forgotten && !holds(about, correction));
+    events.extend(waiting.map(|(about, _)| MeetingEvent::CorrectionDismissed {
+        speaker_id: *about,
+        reason: reason.clone(),
+        cause: Some(Cause::ProfileErased),
+    }));
+    events.extend(outdated_by(record, &events));
+    events
 }
 
 /// Tells which artifacts have other names in them than speakers have after `events`, unless it was told before.

@@ -1,6 +1,8 @@
 //! What happened to a meeting. Names of cases and fields are the storage format: they never change; a new
 //! shape is a new version with an upcaster (see `upcast`) and a file in `fixtures/events`.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::carry_over::Overlap;
@@ -85,6 +87,10 @@ pub enum MeetingEvent {
         /// had decided once more. The metadata is then of whoever recorded the diarization.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         carried_from: Option<CarriedFrom>,
+        /// What brought it about, where it was nobody's word: then it is no decision that could be carried over
+        /// or taken back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<Cause>,
     },
     /// A new diarization leaves it open which of its speakers, if any, a person's decision is about. It waits
     /// for a person.
@@ -96,12 +102,15 @@ pub enum MeetingEvent {
         /// Whom it may be about: those with the most speech in common, first the most.
         candidates: Vec<Overlap>,
     },
-    /// A person said that a decision which waited is about nobody by now.
+    /// A decision which waited is about nobody by now: a person said so, or whoever it named was forgotten.
     CorrectionDismissed {
         /// About whom the decision was: a speaker of an earlier diarization.
         speaker_id: SpeakerId,
         /// Why.
         reason: Personal<Reason>,
+        /// What brought it about, where it was nobody's word.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<Cause>,
     },
     /// A transcript or summary was written. It takes the place of an earlier one of its type.
     ArtifactStored {
@@ -143,11 +152,37 @@ pub enum MeetingEvent {
     },
     /// The meeting was removed on request or by age.
     MeetingErased {
-        /// Why.
-        reason: Personal<Reason>,
+        /// Why, in the words of whoever runs the book. It is not sealed: it outlives the meeting, so it names nobody.
+        reason: Reason,
         /// When.
         erased_at: Timestamp,
+        /// Under which keys it had cached results: they go too.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        cached: BTreeSet<CacheKey>,
     },
+}
+
+/// What brings an event about that is nobody's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The person was forgotten.
+    ProfileErased,
+}
+
+/// The key under which a stage's result is cached.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CacheKey {
+    /// The stage.
+    pub stage: Stage,
+    /// The fingerprint of the audio.
+    pub content_fp: ContentFp,
+}
+
+impl std::fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.stage, self.content_fp)
+    }
 }
 
 /// Where a decision comes from that was carried over.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::carry_over::{Overlap, Speech};
-use super::event::{CarriedFrom, MeetingCompleted, MeetingEvent, MeetingRegistered};
+use super::event::{CacheKey, CarriedFrom, Cause, MeetingCompleted, MeetingEvent, MeetingRegistered};
 use crate::Timestamp;
 use crate::artifact::{Artifact, ArtifactType};
 use crate::digest::Digest;
@@ -68,6 +68,10 @@ pub struct Record {
     pub outdated: BTreeSet<ArtifactType>,
     /// The cached stages: digest of fingerprint and value, and when it expires.
     pub cached: BTreeMap<Stage, (Digest, Option<Timestamp>)>,
+    /// Every key under which it cached a result, also those of earlier attempts.
+    pub cache_keys: BTreeSet<CacheKey>,
+    /// Who speaks in the result of the latest completion, which stays in the cache while it is processed anew.
+    pub result: BTreeMap<SpeakerId, ProfileId>,
 }
 
 /// What a person decided about a speaker.
@@ -173,6 +177,13 @@ impl Record {
             .map(|(id, correction)| (*id, correction))
     }
 
+    /// Returns everybody whom a speaker or a decision names.
+    pub fn people(&self) -> BTreeSet<ProfileId> {
+        let linked = self.speakers.values().filter_map(|speaker| speaker.link).map(|link| link.profile_id);
+        let decided = self.corrections.values().filter_map(|correction| correction.to);
+        linked.chain(decided).chain(self.result.values().copied()).collect()
+    }
+
     /// Returns the digest by which a cached result is known.
     pub(super) fn cached_digest(content_fp: &ContentFp, value: &(impl Serialize + ?Sized)) -> Digest {
         Digest::of(&(content_fp, value))
@@ -215,6 +226,8 @@ fn register(meeting: &Meeting, registered: &MeetingRegistered) -> Record {
         artifacts: BTreeMap::new(),
         outdated: BTreeSet::new(),
         cached: BTreeMap::new(),
+        cache_keys: BTreeSet::new(),
+        result: BTreeMap::new(),
     }
 }
 
@@ -249,7 +262,13 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
             relink(record, *speaker_id, Some(link));
         }
         MeetingEvent::SpeakerNotIdentified { speaker_id, .. } => relink(record, *speaker_id, None),
-        MeetingEvent::SpeakerReassigned { speaker_id, from, to, reason, carried_from, .. } => {
+        MeetingEvent::SpeakerReassigned { speaker_id, from, cause: Some(Cause::ProfileErased), .. } => {
+            relink(record, *speaker_id, None);
+            forget(record, *speaker_id, *from);
+        }
+        MeetingEvent::SpeakerReassigned {
+            speaker_id, from, to, reason, carried_from, cause: None, ..
+        } => {
             // An event that gives another author to what is so already leaves nothing to undo.
             if from != to || !record.reassigned_from.contains_key(speaker_id) {
                 record.reassigned_from.insert(*speaker_id, *from);
@@ -283,11 +302,14 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
         }
         MeetingEvent::StageResultCached { stage, content_fp, value, expires_at } => {
             let digest = Record::cached_digest(content_fp, value);
+            record.cache_keys.insert(CacheKey { stage: stage.clone(), content_fp: content_fp.clone() });
             record.cached.insert(stage.clone(), (digest, *expires_at));
         }
         MeetingEvent::MeetingCompleted(MeetingCompleted { speakers, artifacts, .. }) => {
             record.status = Status::Completed;
             record.speakers = speakers.iter().map(|speaker| (speaker.id, speaker.clone())).collect();
+            let link = |speaker: &Speaker| speaker.link.map(|link| (speaker.id, link.profile_id));
+            record.result = speakers.iter().filter_map(link).collect();
             record.artifacts =
                 artifacts.iter().map(|artifact| (artifact.artifact_type, artifact.clone())).collect();
             record.outdated.retain(|artifact_type| record.artifacts.contains_key(artifact_type));
@@ -348,8 +370,24 @@ fn correct(record: &mut Record, speaker_id: SpeakerId, to: Option<ProfileId>, re
     }
 }
 
+/// Whoever is forgotten is not what anybody decided: nothing of it is carried over, nothing brings it back.
+fn forget(record: &mut Record, speaker_id: SpeakerId, forgotten: Option<ProfileId>) {
+    record.result.remove(&speaker_id);
+    record.reassigned_from.remove(&speaker_id);
+    record.reassigned_from.retain(|_, before| before.is_none() || *before != forgotten);
+    record.corrections.retain(|about, correction| {
+        let holds_here = *about == speaker_id || correction.holds_for == Some(speaker_id);
+        !holds_here || correction.to != forgotten
+    });
+    record.settled.retain(|_, (_, correction)| correction.to != forgotten);
+}
+
 fn relink(record: &mut Record, speaker_id: SpeakerId, link: Option<Link>) {
     if let Some(speaker) = record.speakers.get_mut(&speaker_id) {
         speaker.link = link;
+        if record.status == Status::Completed {
+            record.result.remove(&speaker_id);
+            record.result.extend(link.map(|link| (speaker_id, link.profile_id)));
+        }
     }
 }

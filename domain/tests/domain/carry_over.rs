@@ -7,7 +7,8 @@ use domain::artifact::ArtifactType;
 use domain::ids::{ProfileId, SpeakerId};
 use domain::meeting::carry_over::{CarryOver, HumanWord, Overlap, Speech, carry_over};
 use domain::meeting::{
-    CarriedFrom, Meeting, MeetingCommand, MeetingError, MeetingEvent, OutdatedArtifact, Record,
+    CarriedFrom, Cause, FORGOTTEN, Meeting, MeetingCommand, MeetingError, MeetingEvent, OutdatedArtifact,
+    Record,
 };
 use domain::speaker::{Cluster, Decision, LinkedBy, Segment};
 use proptest::collection::vec;
@@ -16,8 +17,8 @@ use proptest::sample::select;
 
 use crate::given::{Decider, given, id, parsed, story};
 use crate::meeting_spec::{
-    complete, confidence, dismiss, erase, evidence, meeting_id, reassign, register, reprocess, speaker,
-    start, store, undo,
+    complete, confidence, dismiss, erase, evidence, forget, meeting_id, reassign, register, reprocess,
+    speaker, start, store, then, undo,
 };
 
 /// Diarizes into clusters that speak at these seconds, each from and for how long.
@@ -51,17 +52,6 @@ fn corrected(corrections: &[(&str, Option<u128>)]) -> Vec<MeetingEvent> {
     story::<Meeting>(first.into_iter().chain(corrections).chain([reprocess("anna")]))
 }
 
-fn then(
-    mut history: Vec<MeetingEvent>,
-    commands: impl IntoIterator<Item = MeetingCommand>,
-) -> Vec<MeetingEvent> {
-    for command in commands {
-        let events = Meeting::fold(&history).decide(&command).expect("a story's commands are accepted");
-        history.extend(events);
-    }
-    history
-}
-
 fn record(history: &[MeetingEvent]) -> Record {
     match Meeting::fold(history) {
         Meeting::Active(record) => *record,
@@ -91,6 +81,7 @@ fn carried(to: SpeakerId, from: (u32, &str), seconds: u32, whom: Option<u128>) -
             attempt: from.0,
             overlap_ms: seconds * 1000,
         }),
+        cause: None,
     }
 }
 
@@ -230,8 +221,8 @@ fn what_waits_is_settled_by_the_very_word_or_dismissed_and_outlives_further_atte
     assert_eq!(pending(&then(waiting.clone(), [reassign(x, Some(1)), undo(x)])), 1);
     assert_eq!(pending(&then(waiting.clone(), [reassign(x, Some(1)), undo(x), undo(x)])), 0);
     assert_eq!(pending(&then(waiting.clone(), [reassign(y, Some(2)), reassign(y, Some(1))])), 0);
-    let dismissed =
-        MeetingEvent::CorrectionDismissed { speaker_id: a, reason: parsed("it was said of noise") };
+    let reason = parsed("it was said of noise");
+    let dismissed = MeetingEvent::CorrectionDismissed { speaker_id: a, reason, cause: None };
     given::<Meeting>(waiting.clone()).when(dismiss(a)).then([dismissed]);
     let dismissed = then(waiting.clone(), [dismiss(a)]);
     assert_eq!(pending(&dismissed), 0);
@@ -247,6 +238,32 @@ fn what_waits_is_settled_by_the_very_word_or_dismissed_and_outlives_further_atte
     let anew = then(none, [reprocess("anna"), spoken(&SHIFTED)]);
     assert_eq!(name_of(&anew, speaker(4, "y")), Some((id(1), LinkedBy::Person)));
     assert_eq!(pending(&then(anew, [erase(), register(1)])), 0);
+}
+
+#[test]
+fn a_decision_about_somebody_who_was_forgotten_waits_no_longer_and_holds_for_nobody() {
+    let even = spoken(&[("x", 0, 32), ("y", 32, 8), ("y", 70, 20)]);
+    let waiting = then(corrected(&[("a", Some(1)), ("b", Some(2))]), [even]);
+    let about = |history: &[MeetingEvent]| -> Vec<_> {
+        record(history).corrections.values().map(|correction| correction.to).collect()
+    };
+    let dismissed = |label| MeetingEvent::CorrectionDismissed {
+        speaker_id: speaker(1, label),
+        reason: parsed(FORGOTTEN),
+        cause: Some(Cause::ProfileErased),
+    };
+    given::<Meeting>(waiting.clone()).when(forget(1)).then([dismissed("a")]);
+    assert_eq!(about(&then(waiting.clone(), [forget(1)])), [Some(id(2))], "the other decision stays");
+    // Settled by a word about the same person, it does not come back with the word's end.
+    let settled = then(waiting, [reassign(speaker(2, "x"), Some(1)), forget(1)]);
+    assert_eq!(about(&settled), [Some(id(2))]);
+    assert_eq!(about(&then(settled, [reassign(speaker(2, "x"), Some(3))])).len(), 2);
+    // Carried over, it is gone with the speaker that it holds for.
+    let carried = then(corrected(&[("a", Some(1)), ("b", None)]), [spoken(&SHIFTED), forget(1)]);
+    assert_eq!(name_of(&carried, speaker(2, "y")), None);
+    assert_eq!(about(&carried), [None], "that b is nobody known is still somebody's word");
+    let next = then(carried, [complete(), reprocess("anna"), spoken(&FIRST)]);
+    assert_eq!(name_of(&next, speaker(3, "a")), None);
 }
 
 #[test]

@@ -163,7 +163,6 @@ fn what_is_personal_is_visited_and_nothing_else_changes() {
         "ArtifactStored: meta of transcript.vtt of a meeting",
         "CorrectionDismissed: reason of a meeting",
         "MeetingCompleted: meta of transcript.vtt of a meeting",
-        "MeetingErased: reason of a meeting",
         "MeetingFailed: reason of a meeting",
         "ProfileCreated: display_name of a profile",
         "ProfileRenamed: display_name of a profile",

@@ -5,8 +5,9 @@ use domain::artifact::{Artifact, ArtifactType};
 use domain::file::{DurationSeconds, File, SizeBytes};
 use domain::ids::{FileId, MeetingId, OwnerId, ProfileId, SpeakerId};
 use domain::meeting::{
-    FailMeeting, MAX_CACHED_BYTES, MAX_STAGES, Meeting, MeetingCommand, MeetingCompleted, MeetingError,
-    MeetingEvent, MeetingRegistered, Origin, RegisterMeeting, Status,
+    CacheKey, Cause, FORGOTTEN, FailMeeting, MAX_CACHED_BYTES, MAX_STAGES, Meeting, MeetingCommand,
+    MeetingCompleted, MeetingError, MeetingEvent, MeetingRegistered, Origin, OutdatedArtifact,
+    RegisterMeeting, Status,
 };
 use domain::speaker::{
     Candidate, Cluster, ClusterId, Confidence, Decision, Diarization, Evidence, Link, LinkedBy,
@@ -119,6 +120,10 @@ pub(crate) fn dismiss(speaker_id: SpeakerId) -> MeetingCommand {
     MeetingCommand::DismissCorrection { speaker_id, reason: parsed("it was said of noise") }
 }
 
+pub(crate) fn forget(person: u128) -> MeetingCommand {
+    MeetingCommand::ForgetPerson { profile_id: id(person) }
+}
+
 pub(crate) fn store(artifact_type: ArtifactType, s3_key: &str) -> MeetingCommand {
     MeetingCommand::StoreArtifact { artifact_type, s3_key: parsed(s3_key), meta: None }
 }
@@ -165,6 +170,18 @@ fn worked_on(rest: impl IntoIterator<Item = MeetingCommand>) -> Vec<MeetingEvent
     story::<Meeting>([register(1), start("anna")].into_iter().chain(work()).chain(rest))
 }
 
+/// Returns the history with what follows from `commands`, none of which may be refused.
+pub(crate) fn then(
+    mut history: Vec<MeetingEvent>,
+    commands: impl IntoIterator<Item = MeetingCommand>,
+) -> Vec<MeetingEvent> {
+    for command in commands {
+        let events = Meeting::fold(&history).decide(&command).expect("a story's commands are accepted");
+        history.extend(events);
+    }
+    history
+}
+
 /// One answer per status, in the order of `column`: events, `-` for none, or a refusal's code.
 type Row = [&'static str; 8];
 
@@ -198,7 +215,7 @@ fn histories() -> [Vec<MeetingEvent>; 8] {
 }
 
 /// Every command twice: with news, and repeating what the histories tell.
-fn commands() -> [(MeetingCommand, MeetingCommand); 15] {
+fn commands() -> [(MeetingCommand, MeetingCommand); 16] {
     let [fp, lang, who, md, asr] = work();
     let md2 = store(ArtifactType::TranscriptMd, "m/2.md");
     [
@@ -212,6 +229,7 @@ fn commands() -> [(MeetingCommand, MeetingCommand); 15] {
         (reassign(speaker(1, "a"), Some(2)), reassign(speaker(1, "a"), Some(1))),
         (undo(speaker(1, "a")), undo(speaker(1, "a"))),
         (dismiss(speaker(1, "a")), dismiss(speaker(1, "a"))),
+        (forget(1), forget(9)),
         (md2, md),
         (cache("asr", "{\"n\":2}", at(41), None), asr),
         (complete(), complete()),
@@ -285,6 +303,10 @@ fn expected(command: &MeetingCommand) -> (Row, Row) {
         MeetingCommand::DismissCorrection { .. } => (
             [NONE, FREE, FREE, FREE, FREE, FREE, FREE, GONE],
             [NONE, FREE, FREE, FREE, FREE, FREE, FREE, GONE],
+        ),
+        MeetingCommand::ForgetPerson { .. } => (
+            ["-", "-", RE, RE, RE, RE, RE, "-"],
+            ["-", "-", "-", "-", "-", "-", "-", "-"],
         ),
         MeetingCommand::StoreArtifact { .. } => (
             [NONE, BAD, ART, ART, ART, ART, BAD, GONE],
@@ -392,7 +414,11 @@ fn a_meeting_s_life_is_told_by_its_events() {
             reason: parsed("no GPU"),
             failed_at: at(80),
         },
-        MeetingEvent::MeetingErased { reason: parsed("by request"), erased_at: at(99) },
+        MeetingEvent::MeetingErased {
+            reason: parsed("by request"),
+            erased_at: at(99),
+            cached: [CacheKey { stage: parsed("asr"), content_fp: parsed("fp") }].into(),
+        },
     ];
     assert_eq!(told, expected);
 }
@@ -406,6 +432,58 @@ fn attempts_count_on_over_an_erasure_and_a_new_registration() {
     given::<Meeting>(history)
         .when(reassign(speaker(1, "a"), None))
         .then_refused(MeetingError::UnknownSpeaker);
+}
+
+#[test]
+fn an_erasure_tells_every_key_under_which_results_are_cached() {
+    let other = [fingerprint("fp2"), cache("asr", "{}", at(41), None), cache("align", "{}", at(41), None)];
+    let told = worked_on(other.into_iter().chain([erase()]));
+    let Some(MeetingEvent::MeetingErased { cached, .. }) = told.last() else { panic!("{:?}", told.last()) };
+    let keys: Vec<String> = cached.iter().map(ToString::to_string).collect();
+    assert_eq!(keys, ["align:fp2", "asr:fp", "asr:fp2"]);
+    let again = worked_on([erase(), register(1), erase()]);
+    let Some(MeetingEvent::MeetingErased { cached, .. }) = again.last() else { panic!("{:?}", again.last()) };
+    assert!(cached.is_empty(), "those of an earlier life are gone already");
+}
+
+#[test]
+fn whoever_is_forgotten_is_no_speaker_and_no_decision_brings_them_back() {
+    let (a, b) = (speaker(1, "a"), speaker(1, "b"));
+    let forgotten = |speaker_id, confidence, by| MeetingEvent::SpeakerReassigned {
+        speaker_id,
+        from: Some(id(1)),
+        to: None,
+        reason: parsed(FORGOTTEN),
+        previous_confidence: confidence,
+        previous_by: Some(by),
+        carried_from: None,
+        cause: Some(Cause::ProfileErased),
+    };
+    let both = worked_on([reassign(b, Some(1)), store(ArtifactType::TranscriptMd, "m/2.md"), complete()]);
+    let outdated = MeetingEvent::ArtifactsOutdated {
+        speaker_id: a.min(b),
+        artifacts: vec![OutdatedArtifact {
+            id: meeting_id().artifact(1, ArtifactType::TranscriptMd),
+            artifact_type: ArtifactType::TranscriptMd,
+        }],
+    };
+    let mut expected = [
+        (a, forgotten(a, Some(confidence(0.91)), LinkedBy::Machine)),
+        (b, forgotten(b, None, LinkedBy::Person)),
+    ];
+    expected.sort_by_key(|(speaker, _)| *speaker);
+    let expected = expected.map(|(_, event)| event).into_iter().chain([outdated]);
+    given::<Meeting>(both.clone()).when(forget(1)).then(expected);
+
+    // It is nobody's word: neither is it taken back, nor carried over.
+    let gone = then(both.clone(), [forget(1)]);
+    given::<Meeting>(gone.clone()).when(undo(b)).then_refused(MeetingError::NothingToUndo);
+    let anew = then(gone, [reprocess("anna"), speakers(&[("a", None), ("b", None)])]);
+    assert!(!anew[anew.len() - 3..].iter().any(|event| event.name() == "SpeakerReassigned"), "{anew:?}");
+
+    // A speaker who is somebody else by now cannot be made the person again.
+    let other = then(both, [reassign(b, Some(2)), forget(1)]);
+    given::<Meeting>(other).when(undo(b)).then_refused(MeetingError::NothingToUndo);
 }
 
 fn completed(history: Vec<MeetingEvent>) -> MeetingCompleted {
@@ -527,6 +605,7 @@ fn a_reassignment_tells_what_was_held_until_then() {
         previous_confidence: confidence,
         previous_by: by,
         carried_from: None,
+        cause: None,
     };
     let sure = Some(confidence(0.91));
     let steps = [

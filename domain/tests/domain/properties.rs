@@ -1,12 +1,12 @@
 //! What holds whatever is asked in whatever order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use cqrs_es::DomainEvent;
 use domain::artifact::{ArtifactType, Meta};
 use domain::file::{DurationSeconds, File, SizeBytes};
-use domain::ids::{MeetingId, SpeakerId};
+use domain::ids::{MeetingId, ProfileId, SpeakerId};
 use domain::meeting::{FailMeeting, Meeting, MeetingCommand, MeetingEvent, RegisterMeeting};
 use domain::profile::{Profile, ProfileCommand, ProfileEvent};
 use domain::speaker::{Candidate, Cluster, ClusterId, Confidence, Decision, Diarization, Evidence, Margin};
@@ -48,6 +48,7 @@ fn meeting_command() -> impl Strategy<Value = MeetingCommand> {
             .prop_map(|(n, label, to)| m::reassign(m::speaker(n, label), to)),
         3 => (attempt.clone(), labels()).prop_map(|(n, label)| m::undo(m::speaker(n, label))),
         3 => (attempt, labels()).prop_map(|(n, label)| m::dismiss(m::speaker(n, label))),
+        1 => (1..4_u128).prop_map(m::forget),
         4 => (select(ArtifactType::ALL.to_vec()), key).prop_map(|(kind, key)| m::store(kind, key)),
         4 => result.prop_map(|(stage, value, now, until)| m::cache(stage, value, now, until)),
         3 => Just(m::complete()),
@@ -337,6 +338,48 @@ proptest! {
                 for speaker in record.speakers.keys() {
                     prop_assert_eq!(*given_in.entry(*speaker).or_insert(attempt), attempt);
                 }
+            }
+        }
+    }
+
+    /// Whatever was decided about the person, and whatever comes next without naming the person.
+    #[test]
+    fn whoever_was_forgotten_is_nowhere_in_a_meeting_and_comes_back_by_no_decision_of_before(
+        before in vec(meeting_command(), 0..60),
+        after in vec(meeting_command(), 0..30),
+    ) {
+        let person = id(1);
+        let is = |to: &Option<ProfileId>| *to == Some(person);
+        let mut state = Meeting::fold(&carry_out::<Meeting>(&before));
+        let whose_undoing: BTreeSet<SpeakerId> = match &state {
+            Meeting::Active(record) => {
+                record.reassigned_from.iter().filter(|(_, to)| is(to)).map(|(speaker, _)| *speaker).collect()
+            }
+            Meeting::Unregistered | Meeting::Erased { .. } => BTreeSet::new(),
+        };
+        let forget = MeetingCommand::ForgetPerson { profile_id: person };
+        for event in state.decide(&forget).expect("it is never refused") {
+            state.evolve(&event);
+        }
+        for command in after {
+            if let Meeting::Active(record) = &state {
+                let linked = record.speakers.values().filter_map(|speaker| speaker.link);
+                prop_assert!(linked.clone().all(|link| link.profile_id != person));
+                prop_assert!(record.result.values().all(|profile| *profile != person));
+                prop_assert!(record.corrections.values().all(|correction| !is(&correction.to)));
+                prop_assert!(record.settled.values().all(|(_, correction)| !is(&correction.to)));
+            }
+            // A new link is refused where it would be appended, and so is the undoing of a word about another.
+            let links = |(_, decision): &(ClusterId, Decision)| {
+                matches!(decision, Decision::Identified { profile_id, .. } if *profile_id == person)
+            };
+            let refused = matches!(&command, MeetingCommand::ReassignSpeaker { to, .. } if is(to))
+                || matches!(&command, MeetingCommand::UndoReassignment { speaker_id, .. }
+                    if whose_undoing.contains(speaker_id))
+                || matches!(&command, MeetingCommand::RecordSpeakers { decisions, .. }
+                    if decisions.iter().any(links));
+            if !refused {
+                state.decide(&command).into_iter().flatten().for_each(|event| state.evolve(&event));
             }
         }
     }

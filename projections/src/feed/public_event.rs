@@ -529,6 +529,7 @@ fn meeting_event(id: domain::ids::MeetingId, event: &MeetingEvent) -> PublicEven
             previous_confidence: _,
             previous_by: _,
             carried_from,
+            cause: _,
         } => PublicEvent::MeetingSpeakerReassigned(MeetingSpeakerReassigned {
             meeting_id,
             speaker_id: speaker_id.as_uuid(),
@@ -544,7 +545,7 @@ fn meeting_event(id: domain::ids::MeetingId, event: &MeetingEvent) -> PublicEven
                 candidates: candidates.iter().map(|candidate| candidate.speaker_id.as_uuid()).collect(),
             })
         }
-        MeetingEvent::CorrectionDismissed { speaker_id, reason: _ } => {
+        MeetingEvent::CorrectionDismissed { speaker_id, reason: _, cause: _ } => {
             PublicEvent::MeetingCorrectionDismissed(MeetingCorrectionDismissed {
                 meeting_id,
                 speaker_id: speaker_id.as_uuid(),
@@ -594,7 +595,7 @@ fn meeting_event(id: domain::ids::MeetingId, event: &MeetingEvent) -> PublicEven
                 failed_at: *failed_at,
             })
         }
-        MeetingEvent::MeetingErased { reason: _, erased_at } => {
+        MeetingEvent::MeetingErased { reason: _, erased_at, cached: _ } => {
             PublicEvent::MeetingErased(MeetingErased { meeting_id, erased_at: *erased_at })
         }
     }

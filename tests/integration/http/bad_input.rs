@@ -275,6 +275,8 @@ async fn a_path_that_names_nothing_is_not_found_and_one_that_cannot_name_anythin
                 "profile_not_found"
             } else if operation.path.starts_with("/v1/files") {
                 "file_not_found"
+            } else if operation.path.starts_with("/v1/erasures") {
+                "erasure_not_found"
             } else if operation.path.starts_with("/v1/operations") {
                 "rebuild_not_found"
             } else {

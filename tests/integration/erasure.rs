@@ -1,0 +1,331 @@
+//! Whoever is forgotten is gone: from every table, whichever process is asked, and whatever was under way; and what
+//! is left of the history still replays.
+
+mod at_rest;
+mod kills;
+mod meetings;
+mod under_way;
+
+use std::collections::BTreeMap;
+
+use domain::meeting::FORGOTTEN;
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tests::TestDatabase;
+use tests::server::{Server, answer};
+use uuid::Uuid;
+
+use crate::cli::run_on;
+use crate::read_models::history::{append, created, renamed};
+use crate::read_models::parked::append_raw;
+use crate::read_models::{caught_up_and_equal, eventually};
+
+/// A name that nothing else is called.
+pub(crate) const NAME: &str = "Ottilie Brandauer-Xylander";
+/// Two numbers are enough to have a direction.
+pub(crate) const PLANE: [&str; 2] = ["--voice-models", "resemblyzer-0.1.4=2"];
+const REVIEWER: &str = "person:reviewer-7";
+
+/// Returns a voice in this direction, in degrees.
+fn voice(degrees: f64) -> Value {
+    json!({"model": "resemblyzer-0.1.4", "vector": [degrees.to_radians().cos(), degrees.to_radians().sin()]})
+}
+
+fn cluster(label: &str, degrees: f64) -> Value {
+    json!({"cluster_id": label, "segments": [{"start_ms": 0, "duration_ms": 40_000}], "voice": voice(degrees)})
+}
+
+/// A server that knows two people, of whom the first is forgotten.
+pub(crate) struct People {
+    pub(crate) database: TestDatabase,
+    pub(crate) server: Server,
+    pub(crate) pool: PgPool,
+    pub(crate) ottilie: Uuid,
+    pub(crate) bo: Uuid,
+}
+
+impl People {
+    pub(crate) async fn known() -> Self {
+        let database = TestDatabase::create().await;
+        let server = Server::start_with(&database, &PLANE).await;
+        let pool = database.pool().await;
+        let ottilie = enrol(&server, NAME, 0.0).await;
+        let bo = enrol(&server, "Bo", 90.0).await;
+        Self { database, server, pool, ottilie, bo }
+    }
+
+    pub(crate) async fn command(&self, path: &str, body: Value) -> Value {
+        let request = self.server.client.post(self.server.at(path)).header("minutebook-actor", REVIEWER);
+        let (status, told) = answer(request.json(&body)).await;
+        assert!(matches!(status, 200 | 201), "{path}: {status} {told}");
+        told
+    }
+
+    /// Registers and starts the `n`th meeting, in which Ottilie (a) and Bo (b) speak; returns its path.
+    pub(crate) async fn meeting(&self, n: usize) -> String {
+        let told = self.command("/v1/meetings", json!({"sha256": format!("{n:064x}")})).await;
+        let meeting = format!("/v1/meetings/{}", told["id"].as_str().unwrap());
+        self.command(&format!("{meeting}/start"), json!({"worker": "w"})).await;
+        self.command(&format!("{meeting}/fingerprint"), json!({"content_fp": format!("fp{n}")})).await;
+        let clusters = json!({"clusters": [cluster("a", 3.0), cluster("b", 91.0)]});
+        let told = self.command(&format!("{meeting}/speakers"), clusters).await;
+        assert_eq!(told["events"], json!(["SpeakersDiarized", "SpeakerIdentified", "SpeakerIdentified"]));
+        meeting
+    }
+
+    /// The same, to its end, with an artifact and a cached result.
+    pub(crate) async fn completed(&self, n: usize) -> String {
+        let meeting = self.meeting(n).await;
+        let artifact = json!({"type": "transcript.md", "s3_key": format!("m/{n}.md"), "meta": {"words": 12}});
+        self.command(&format!("{meeting}/artifacts"), artifact).await;
+        let request = self.server.client.put(self.server.at(&format!("{meeting}/cache/asr")));
+        assert_eq!(answer(request.json(&json!({"value": "{}"}))).await.0, 200);
+        self.command(&format!("{meeting}/complete"), json!({})).await;
+        meeting
+    }
+
+    pub(crate) async fn erase(&self, path: &str, body: Value) -> (u16, Value) {
+        erase(&self.server, path, body).await
+    }
+
+    pub(crate) async fn forget(&self) -> Value {
+        let (status, receipt) = self.erase(&format!("/v1/profiles/{}", self.ottilie), json!({})).await;
+        assert_eq!((status, &receipt["state"]), (200, &json!("complete")), "{receipt}");
+        receipt
+    }
+
+    /// Returns who speaks in a meeting, by label.
+    pub(crate) async fn names(&self, meeting: &str) -> BTreeMap<String, Value> {
+        let (status, shown) = self.server.get(meeting).await;
+        assert_eq!(status, 200, "{shown}");
+        let label = |speaker: &Value| {
+            (speaker["cluster_id"].as_str().unwrap().to_owned(), speaker["user_profile_id"].clone())
+        };
+        shown["speakers"].as_array().unwrap().iter().map(label).collect()
+    }
+
+    pub(crate) async fn speaker(&self, meeting: &str, label: &str) -> String {
+        let (_, shown) = self.server.get(meeting).await;
+        let speakers = shown["speakers"].as_array().unwrap();
+        let speaker = speakers.iter().find(|speaker| speaker["cluster_id"] == label).unwrap();
+        speaker["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Returns what is cached under a key.
+    pub(crate) async fn cached(&self, key: &str) -> Option<String> {
+        let value = sqlx::query_scalar("SELECT value FROM cache WHERE key = $1").bind(key);
+        value.fetch_optional(&self.pool).await.unwrap()
+    }
+}
+
+pub(crate) async fn enrol(server: &Server, name: &str, degrees: f64) -> Uuid {
+    let (status, created) = server.post("/v1/profiles", &json!({"display_name": name})).await;
+    assert_eq!(status, 201, "{created}");
+    let id: Uuid = created["id"].as_str().unwrap().parse().unwrap();
+    assert_eq!(server.post(&format!("/v1/profiles/{id}/voice"), &voice(degrees)).await.0, 201);
+    id
+}
+
+pub(crate) async fn erase(server: &Server, path: &str, body: Value) -> (u16, Value) {
+    answer(server.client.request(Method::DELETE, server.at(path)).json(&body)).await
+}
+
+/// Checks that the live tables are what history says, by the program's own proof.
+pub(crate) async fn verified(database: &TestDatabase) {
+    let ran = run_on(database, &["verify"]).await;
+    assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+}
+
+fn id_of(meeting: &str) -> &str {
+    meeting.rsplit_once('/').unwrap().1
+}
+
+#[tokio::test]
+async fn whoever_is_forgotten_is_gone_from_everywhere_and_nothing_brings_them_back() {
+    let people = People::known().await;
+    let ottilie = people.ottilie;
+    let done = people.completed(1).await;
+    let under_way = people.meeting(2).await;
+    let again = people.completed(3).await;
+    // Somebody says that the other is Ottilie, too; what becomes of it with the new diarization is left open.
+    let other = people.speaker(&again, "b").await;
+    people
+        .command(
+            &format!("{again}/speakers/{other}/reassign"),
+            json!({"profile_id": ottilie, "reason": "I heard her"}),
+        )
+        .await;
+    people.command(&format!("{again}/reprocess"), json!({"worker": "w"})).await;
+    let elsewhere = json!([{"cluster_id": "x", "segments": [{"start_ms": 900_000, "duration_ms": 10}]}]);
+    people.command(&format!("{again}/speakers"), json!({"clusters": elsewhere})).await;
+    let (_, pending) = people.server.get(&format!("{again}/pending-corrections")).await;
+    assert_eq!(pending["items"][0]["profile_id"], json!(ottilie), "{pending}");
+    caught_up_and_equal(&people.pool).await;
+    for meeting in [&done, &again] {
+        let cached = people.cached(&format!("meeting:{}", id_of(meeting))).await.unwrap();
+        assert!(cached.contains(&ottilie.to_string()), "{cached}");
+    }
+
+    let receipt = people.forget().await;
+    let numbers = ["speakers", "meetings"].map(|field| receipt[field].as_i64().unwrap());
+    assert_eq!(numbers, [4, 3], "{receipt}");
+    assert_eq!((&receipt["kind"], &receipt["subject"]), (&json!("profile"), &json!(ottilie)));
+    assert!(!receipt.to_string().contains("Ottilie"), "{receipt}");
+    let (_, shown) = people.server.get(&format!("/v1/erasures/{ottilie}")).await;
+    assert_eq!(shown, receipt);
+    let (_, all) = people.server.get("/v1/erasures").await;
+    assert_eq!(all["items"], json!([receipt]));
+
+    // Gone from every table, with events that say why.
+    caught_up_and_equal(&people.pool).await;
+    assert_eq!(people.server.get(&format!("/v1/profiles/{ottilie}")).await.0, 404);
+    for (meeting, bo) in [(&done, json!(people.bo)), (&under_way, json!(people.bo))] {
+        let names = people.names(meeting).await;
+        assert_eq!((&names["a"], &names["b"]), (&Value::Null, &bo), "{meeting}");
+    }
+    let cached = people.cached(&format!("meeting:{}", id_of(&done))).await.unwrap();
+    assert!(!cached.contains(&ottilie.to_string()) && cached.contains(&people.bo.to_string()), "{cached}");
+    assert_eq!(people.cached(&format!("meeting:{}", id_of(&again))).await, None, "the result of before");
+    let (_, pending) = people.server.get(&format!("{again}/pending-corrections")).await;
+    assert_eq!(pending["items"], json!([]));
+    let (_, shown) = people.server.get(&done).await;
+    assert_eq!(shown["artifacts"][0]["stale"], json!(true), "{shown}");
+    let speaker = people.speaker(&done, "a").await;
+    let (_, history) = people.server.get(&format!("{done}/speakers/{speaker}/history")).await;
+    let last = history["decisions"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["reason"], &last["actor_kind"]), (&json!(FORGOTTEN), &json!("system")), "{last}");
+    let (_, audited) = people.server.get(&format!("/v1/audit/speaker-reassignments?profile={ottilie}")).await;
+    assert_eq!(audited["items"][0]["reason"], json!(FORGOTTEN), "{audited}");
+    let events: Vec<String> = sqlx::query_scalar(
+        "SELECT event_type FROM log.events WHERE position > $1 AND payload::text LIKE '%profile_erased%'
+          ORDER BY event_type",
+    )
+    .bind(receipt["position"].as_i64().unwrap())
+    .fetch_all(&people.pool)
+    .await
+    .unwrap();
+    // Two who are speakers now, and two of the result of before.
+    let unlinked = ["SpeakerReassigned"; 4];
+    assert_eq!(events, [&["CorrectionDismissed"][..], &unlinked].concat());
+
+    // Nothing brings them back, and asking again is the same erasure.
+    assert_eq!(people.forget().await, receipt);
+    let path = format!("/v1/profiles/{ottilie}");
+    for (path, body) in [
+        ("/v1/profiles".to_owned(), json!({"id": ottilie, "display_name": NAME})),
+        (format!("{path}/voice"), voice(0.0)),
+        (format!("{path}/rename"), json!({"display_name": "Olga"})),
+        (
+            format!("{done}/speakers/{speaker}/reassign"),
+            json!({"profile_id": ottilie, "reason": "I heard her"}),
+        ),
+    ] {
+        let request = people.server.client.post(people.server.at(&path)).header("minutebook-actor", REVIEWER);
+        let (status, refused) = answer(request.json(&body)).await;
+        assert_eq!((status, &refused["code"]), (409, &json!("profile_erased")), "{path}: {refused}");
+    }
+    let fourth = people.command("/v1/meetings", json!({"sha256": "ab".repeat(32)})).await;
+    let fourth = format!("/v1/meetings/{}", fourth["id"].as_str().unwrap());
+    people.command(&format!("{fourth}/start"), json!({"worker": "w"})).await;
+    people.command(&format!("{fourth}/speakers"), json!({"clusters": [cluster("a", 0.0)]})).await;
+    caught_up_and_equal(&people.pool).await;
+    assert_eq!(people.names(&fourth).await["a"], Value::Null, "nobody has that voice any more");
+
+    // The past is told without them.
+    let before = receipt["position"].as_i64().unwrap() - 1;
+    let (status, shown) = people.server.get(&format!("{done}/speakers?as_of={before}")).await;
+    assert_eq!(status, 422, "speakers are shown as they are: {shown}");
+    assert_eq!(people.server.get(&format!("{done}?as_of={before}")).await.0, 200);
+    assert_eq!(people.server.get(&format!("{path}?as_of={before}")).await.0, 404);
+    caught_up_and_equal(&people.pool).await;
+    verified(&people.database).await;
+}
+
+#[tokio::test]
+async fn whoever_was_never_known_cannot_be_forgotten() {
+    let people = People::known().await;
+    let (status, refused) = people.erase(&format!("/v1/profiles/{}", Uuid::nil()), json!({})).await;
+    assert_eq!((status, &refused["code"]), (404, &json!("profile_not_found")));
+    let (status, refused) = people.server.get(&format!("/v1/erasures/{}", people.bo)).await;
+    assert_eq!((status, &refused["code"]), (404, &json!("erasure_not_found")));
+    let ran = run_on(&people.database, &["profile", "erase", &Uuid::nil().to_string()]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("there is no such profile"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn the_command_line_forgets_without_a_server_and_prints_the_receipt() {
+    let people = People::known().await;
+    people.completed(1).await;
+    let People { database, server, pool, ottilie, .. } = people;
+    assert!(server.stop().await.success());
+    let ran = run_on(&database, &["profile", "erase", &ottilie.to_string(), "--json"]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let receipt: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&receipt["state"], &receipt["meetings"]), (&json!("complete"), &json!(1)), "{receipt}");
+    let linked: i64 = sqlx::query_scalar("SELECT count(*) FROM speakers WHERE user_profile_id = $1")
+        .bind(ottilie)
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(linked, 0);
+    let told = run_on(&database, &["profile", "erase", &ottilie.to_string()]).await;
+    assert!(told.stdout.contains("complete since"), "{}", told.stdout);
+    caught_up_and_equal(&pool).await;
+}
+
+#[tokio::test]
+async fn tables_of_before_lose_the_person_and_can_still_become_the_live_ones() {
+    let people = People::known().await;
+    let meeting = people.completed(1).await;
+    caught_up_and_equal(&people.pool).await;
+    for arguments in
+        [&["rebuild"][..], &["rebuild", "--until", "3", "--schema", "as_it_stood"], &["rebuild", "--dry-run"]]
+    {
+        let ran = run_on(&people.database, arguments).await;
+        assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+    }
+    let named = async |schema: &str| -> i64 {
+        let count = format!("SELECT count(*) FROM {schema}.user_profiles WHERE id = $1");
+        sqlx::query_scalar(&count).bind(people.ottilie).fetch_one(&people.pool).await.unwrap()
+    };
+    assert_eq!((named("read_previous").await, named("as_it_stood").await), (1, 1));
+    people.forget().await;
+    assert_eq!((named("read_previous").await, named("as_it_stood").await), (0, 0));
+    let ran = run_on(&people.database, &["rebuild", "--rollback"]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    caught_up_and_equal(&people.pool).await;
+    verified(&people.database).await;
+    assert_eq!(people.names(&meeting).await["a"], Value::Null);
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_keeps_nobody_from_being_forgotten() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let server = Server::start(&database).await;
+    let book = database.open().await;
+    let (ada, bo) = (Uuid::from_u128(0xada), Uuid::from_u128(0xb0));
+    for profile in [ada, bo] {
+        append(&book, &created(profile, "Ada")).await;
+    }
+    let broken = json!({"ProfileRenamed": {"name": "Ada"}}).to_string();
+    append_raw(&pool, ["profile", &ada.to_string(), "ProfileRenamed", "1", &broken], 1).await;
+    append(&book, &renamed(ada, "Ada King")).await;
+    eventually("it is parked", async || {
+        let parked: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM ops.parked_events").fetch_one(&pool).await.unwrap();
+        (parked == 2).then_some(())
+    })
+    .await;
+    let (status, receipt) = erase(&server, &format!("/v1/profiles/{ada}"), json!({})).await;
+    assert_eq!((status, &receipt["state"]), (200, &json!("complete")), "{receipt}");
+    let known: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM user_profiles").fetch_all(&pool).await.unwrap();
+    assert_eq!(known, [bo]);
+    let parked: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM ops.parked_events").fetch_one(&pool).await.unwrap();
+    assert_eq!(parked, 0);
+    caught_up_and_equal(&pool).await;
+    book.close().await;
+}
