@@ -18,14 +18,17 @@ RUN --mount=type=cache,id=minutebook-cargo-registry,target=/usr/local/cargo/regi
     && cp target/release/minutebook /usr/local/bin/minutebook
 
 FROM debian:trixie-slim
-# The certificates are for a PostgreSQL or a NATS that is reached over TLS. curl asks the health routes, and is
-# the way to the API for as long as that listens on loopback only: `docker compose exec api curl …`.
+# The certificates are for what is reached over TLS: a PostgreSQL, a NATS, the keys of tokens. curl asks the health
+# routes, and is the way to an API that listens on loopback: `docker compose exec api curl …`.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 minutebook \
-    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin minutebook
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin minutebook \
+    && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/minutebook
 COPY --from=build /usr/local/bin/minutebook /usr/local/bin/minutebook
+# The keys are made here, in keys/, if no volume has them.
+ENV MINUTEBOOK_DATA_DIR=/var/lib/minutebook
 # By number: a cluster that demands a user other than root can see that this is one.
 USER 10001:10001
 # There is no PostgreSQL in here, and no place for one: DATABASE_URL has to name it. A log in a container's own

@@ -1,13 +1,13 @@
 //! The HTTP application: the routes, and what is around all of them. From the outside in: metrics, a
-//! request's id and span, the limits (requests at a time, time, size), panics; then the route.
+//! request's id and span, panics, who asks and may ([`auth::admit`]), the limits (requests at a time, time, size);
+//! then the route.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -15,11 +15,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{Instrument, debug, info_span};
-use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 use uuid::Uuid;
 
+use crate::auth::{self, Auth, Caller};
 use crate::book::SharedBook;
 use crate::config::{Part, ServeConfig};
 use crate::error::Problem;
@@ -32,6 +34,8 @@ use crate::{pages, routes};
 pub struct AppState {
     /// The open book.
     pub book: SharedBook,
+    /// What tells who asks.
+    pub auth: Auth,
     /// How to serve.
     pub config: Arc<ServeConfig>,
     /// What names speakers by voice.
@@ -50,6 +54,7 @@ impl AppState {
     /// Returns the state over an open book. Speakers are named once its voices follow the log.
     pub fn new(
         book: SharedBook,
+        auth: Auth,
         config: ServeConfig,
         matching: Matching,
         metrics: PrometheusHandle,
@@ -57,7 +62,7 @@ impl AppState {
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_requests));
         let followers = Arc::new(Semaphore::new(config.max_followers));
-        Self { book, config: Arc::new(config), matching, metrics, permits, followers, stopping }
+        Self { book, auth, config: Arc::new(config), matching, metrics, permits, followers, stopping }
     }
 }
 
@@ -76,8 +81,10 @@ impl AppState {
         description = "The system of record of a meeting-processing pipeline. Commands append events; reads \
                        show tables derived from them. Every command answers with its `position`; a read sent \
                        with `Minutebook-Min-Position` shows at least that much. Errors are RFC 9457 problem \
-                       details with a stable `code`."
+                       details with a stable `code`. Every request but those for health needs a bearer token."
     ),
+    modifiers(&Bearer),
+    security(("bearer" = [])),
     tags(
         (name = "meetings", description = "A recording's way through the pipeline"),
         (name = "profiles", description = "People known by name"),
@@ -90,14 +97,42 @@ impl AppState {
 )]
 struct ApiDoc;
 
+/// Tells that tokens are needed.
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let jwt = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(jwt));
+    }
+}
+
 /// Returns the whole application.
 pub fn app(state: AppState) -> Router {
-    let body_limit = state.config.body_limit;
+    let guarded = inside(&state).layer(middleware::from_fn_with_state(state.clone(), auth::admit));
+    around(guarded).with_state(state)
+}
+
+/// Returns the application without anybody at its door: each request is taken for `caller`'s. It is what the
+/// benchmark compares with, to tell what authentication costs; nothing serves it.
+#[doc(hidden)]
+pub fn unguarded(state: AppState, caller: Caller) -> Router {
+    let admit = async |State(caller): State<Caller>, mut request: Request, next: Next| {
+        request.extensions_mut().insert(caller);
+        next.run(request).await
+    };
+    let unguarded = inside(&state).layer(middleware::from_fn_with_state(caller, admit));
+    around(unguarded).with_state(state)
+}
+
+/// Returns the routes with what is inside of authentication.
+fn inside(state: &AppState) -> Router<AppState> {
     let (limited, operations, document) = api();
     limited
         .merge(pages::router())
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
-        .layer(DefaultBodyLimit::max(body_limit))
+        .layer(DefaultBodyLimit::max(state.config.body_limit))
         .layer(middleware::from_fn_with_state(state.clone(), limit))
         // Outside the limits: a busy server is alive, and its metrics say how busy it is.
         .merge(operations)
@@ -109,14 +144,17 @@ pub fn app(state: AppState) -> Router {
                 "the route has other methods; see /docs",
             )
         })
-        .layer(middleware::from_fn(refuse_foreign))
+}
+
+/// Adds what is outside of authentication.
+fn around(routes: Router<AppState>) -> Router<AppState> {
+    routes
         .layer(CatchPanicLayer::custom(|_| {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
                 .into_response()
         }))
         .layer(middleware::from_fn(pages::dress))
         .layer(middleware::from_fn(observe))
-        .with_state(state)
 }
 
 /// Returns the application of a process that does no API work: health and metrics.
@@ -126,7 +164,7 @@ pub fn operations_app(state: AppState) -> Router {
         .fallback(async || {
             Problem::not_found("route_not_found", "this process serves health and metrics only")
         })
-        .layer(middleware::from_fn(refuse_foreign))
+        .layer(middleware::from_fn_with_state(state.clone(), auth::admit))
         .layer(middleware::from_fn(observe))
         .with_state(state)
 }
@@ -157,29 +195,6 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
 /// Returns the OpenAPI document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     api().2
-}
-
-/// Until there is authentication, whoever reaches this server may use it; so a page of another site that
-/// a browser shows on this machine must not: neither by a name of its own for 127.0.0.1 nor by a request
-/// across origins.
-async fn refuse_foreign(request: Request, next: Next) -> Response {
-    if is_local(request.headers()) {
-        return next.run(request).await;
-    }
-    let detail = "there is no authentication yet: only localhost may be asked, and only by itself";
-    Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail).into_response()
-}
-
-fn is_local(headers: &HeaderMap) -> bool {
-    let local = |authority: &str| {
-        let port = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
-        let host = authority.rsplit_once(':').filter(|(_, after)| port(after));
-        let host = host.map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    };
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let origin = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| local(authority));
-    text(header::HOST).is_none_or(local) && text(header::ORIGIN).is_none_or(origin)
 }
 
 /// Bounds how many requests are under way and how long each takes. A command that was cut off may have
@@ -232,28 +247,4 @@ fn request_id(request: &Request) -> HeaderValue {
     given.cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&Uuid::now_v7().to_string()).expect("a UUID is printable ASCII")
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_asks_itself() {
-        let headers = |host: &str, origin: Option<&str>| {
-            let origin = origin.map(|origin| (header::ORIGIN, origin.parse().unwrap()));
-            HeaderMap::from_iter([(header::HOST, host.parse().unwrap())].into_iter().chain(origin))
-        };
-        for host in ["localhost", "localhost:8642", "127.0.0.1:1", "[::1]:8642", "[::1]"] {
-            assert!(is_local(&headers(host, None)), "{host}");
-            assert!(is_local(&headers(host, Some("http://localhost:8642"))), "{host}");
-            assert!(!is_local(&headers(host, Some("http://evil.example"))), "{host}");
-            assert!(!is_local(&headers(host, Some("null"))), "{host}");
-        }
-        for host in
-            ["evil.example", "evil.example:8642", "127.0.0.1.evil.example", "localhost.evil.example", ""]
-        {
-            assert!(!is_local(&headers(host, None)), "{host}");
-        }
-    }
 }

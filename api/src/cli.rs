@@ -15,7 +15,7 @@ use crate::book::Book;
 use crate::config::{DatabaseConfig, ServeConfig, TelemetryConfig};
 use crate::{
     audit, backup, demo, embedded, erase, events, import, keys, parked, profile, publish, rebuild, serve,
-    status, subscribe, telemetry, terminal,
+    status, subscribe, telemetry, terminal, token,
 };
 
 /// The system of record of a meeting-processing pipeline
@@ -82,6 +82,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Follow the change feed, and hand each event to a program
     Subscribe(subscribe::SubscribeArgs),
+    /// Make a token, by which the server knows who asks and what that one may do
+    Token(token::TokenArgs),
     /// Bring the database's schema up to date, and do nothing else
     Migrate,
     /// Print the OpenAPI document
@@ -158,6 +160,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Keys(_)
         | Command::Publish(_)
         | Command::Subscribe(_)
+        | Command::Token(_)
         | Command::Migrate
         | Command::Openapi
         | Command::Asyncapi
@@ -209,6 +212,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         Command::Meeting(what) => with_book(&database, async |book| erase::meeting(book, &what).await).await,
         Command::Keys(what) => with_book(&database, async |book| keys::run(book, &what).await).await,
         Command::Subscribe(args) => subscribe::run(&database, args).await,
+        Command::Token(args) => token::run(&database, args),
         Command::Migrate => {
             with_book(&database, async |book| {
                 if let Some(notice) = book.missing_roles().await? {

@@ -1,7 +1,7 @@
 //! What can be configured: arguments and environment variables, read by clap in one place.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -173,10 +173,75 @@ fn stream_name(name: &str) -> Result<String, String> {
     Err("must be 1 to 64 letters, digits, _ or -".to_owned())
 }
 
+/// The key that tokens are made with, and what they say of where they come from.
+#[derive(Debug, Clone, Args)]
+pub struct IssuerConfig {
+    /// File of the key for tokens, made if it is missing [default: keys/signing.key in the data directory]
+    #[arg(long, env = "MINUTEBOOK_SIGNING_KEY_FILE", value_name = "FILE")]
+    pub signing_key_file: Option<PathBuf>,
+
+    /// Who makes the tokens that are taken: their `iss`
+    #[arg(long, env = "MINUTEBOOK_ISSUER", default_value = "minutebook", value_name = "ISSUER")]
+    pub issuer: String,
+
+    /// For whom they are made: their `aud`
+    #[arg(long, env = "MINUTEBOOK_AUDIENCE", default_value = "minutebook", value_name = "AUDIENCE")]
+    pub audience: String,
+}
+
+impl IssuerConfig {
+    /// Returns where the key is.
+    pub fn key_path(&self, data_dir: Option<&Path>) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.signing_key_file {
+            return Ok(path.clone());
+        }
+        let data_dir = match data_dir {
+            Some(dir) => std::path::absolute(dir)?,
+            None => embedded::default_data_dir()?,
+        };
+        Ok(data_dir.join("keys/signing.key"))
+    }
+}
+
+/// Who is let in.
+#[derive(Debug, Clone, Args)]
+pub struct AuthConfig {
+    /// Whose tokens are taken
+    #[command(flatten)]
+    pub issuer: IssuerConfig,
+
+    /// Keys of the tokens' issuer, as a JSON Web Key Set: a file, or an https URL; the local key counts beside it
+    /// only if --signing-key-file names it
+    #[arg(long, env = "MINUTEBOOK_JWKS", value_name = "FILE|URL")]
+    pub jwks: Option<String>,
+
+    /// How often these keys are fetched anew, in seconds
+    #[arg(long, env = "MINUTEBOOK_JWKS_REFRESH", default_value = "300", value_parser = seconds, value_name = "SECONDS",
+          hide_short_help = true)]
+    pub jwks_refresh: Duration,
+
+    /// What answers without a token, besides health and the login page: `metrics`, `docs`, by commas
+    #[arg(long, env = "MINUTEBOOK_OPEN", value_delimiter = ',', value_name = "WHAT")]
+    pub open: Vec<Openable>,
+
+    /// TLS ends in front of this server: cookies are for TLS alone, and listening for others is no cause to warn
+    #[arg(long, env = "MINUTEBOOK_TLS_IN_FRONT")]
+    pub tls_in_front: bool,
+}
+
+/// What may be opened to everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Openable {
+    /// `/metrics`.
+    Metrics,
+    /// `/docs` and `/openapi.json`.
+    Docs,
+}
+
 /// What `serve` is to do and how.
 #[derive(Debug, Clone, Args)]
 pub struct ServeConfig {
-    /// Address to listen on; loopback only, until there is authentication
+    /// Address to listen on
     #[arg(long, env = "MINUTEBOOK_LISTEN", default_value = "127.0.0.1:8642", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
@@ -226,6 +291,10 @@ pub struct ServeConfig {
     /// What may be said about files
     #[command(flatten)]
     pub files: FileRules,
+
+    /// Who is let in
+    #[command(flatten)]
+    pub auth: AuthConfig,
 
     /// Where the change feed goes
     #[command(flatten)]

@@ -41,6 +41,9 @@ pub struct Problem {
     /// Seconds after which the same may succeed.
     #[serde(skip)]
     retry_after: Option<u32>,
+    /// What `WWW-Authenticate` says: RFC 6750.
+    #[serde(skip)]
+    challenge: Option<&'static str>,
 }
 
 /// The media type of a problem.
@@ -51,7 +54,7 @@ impl Problem {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
         let kind = format!("urn:minutebook:problem:{code}");
-        Self { kind, title, status, code, detail: detail.into(), retry_after: None }
+        Self { kind, title, status, code, detail: detail.into(), retry_after: None, challenge: None }
     }
 
     /// Returns the HTTP status.
@@ -72,6 +75,16 @@ impl Problem {
     /// Returns a 404.
     pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// Returns a 401; `given` says that there was a token, and it is not taken.
+    pub fn unauthorized(code: &'static str, detail: impl Into<String>, given: bool) -> Self {
+        let challenge = if given {
+            "Bearer realm=\"minutebook\", error=\"invalid_token\""
+        } else {
+            "Bearer realm=\"minutebook\""
+        };
+        Self { challenge: Some(challenge), ..Self::new(StatusCode::UNAUTHORIZED, code, detail) }
     }
 
     /// Returns a 422 about a value.
@@ -107,7 +120,7 @@ fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, retry_after) = (self.status, self.retry_after);
+        let (status, retry_after, challenge) = (self.status, self.retry_after, self.challenge);
         let mut response = (status, Json(&self)).into_response();
         // A page may say the same in other clothes: see `pages::dress`.
         response.extensions_mut().insert(self);
@@ -115,6 +128,9 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(challenge) = challenge {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         response
     }

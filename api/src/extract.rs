@@ -20,10 +20,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::app::AppState;
+use crate::auth::Caller;
 use crate::error::Problem;
 
-/// The header that says who asks, until there is authentication: `<kind>:<id>`.
-pub const ACTOR: HeaderName = HeaderName::from_static("minutebook-actor");
 /// The header that marks a command, so that repeating it has one effect and one answer.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// The header that names what a command belongs to.
@@ -48,7 +47,8 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Command<T> {
 
     async fn from_request(mut request: Request, state: &AppState) -> Result<Self, Problem> {
         request.extract_parts::<NoQuery>().await?;
-        let mut context = context(request.headers())?;
+        let caller = request.extract_parts::<Caller>().await?;
+        let mut context = context(request.headers(), &caller)?;
         let key = command_key(&request, &context, state)?;
         let json = check_json(request.headers());
         let bytes = Bytes::from_request(request, state).await.map_err(body_problem)?;
@@ -180,43 +180,23 @@ fn body_problem(rejection: BytesRejection) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", "the body could not be read to its end")
 }
 
-fn context(headers: &HeaderMap) -> Result<Context, Problem> {
-    let (actor_kind, actor) = match header_text(headers, &ACTOR)? {
-        None => ("system".to_owned(), "local".to_owned()),
-        Some(text) => parse_actor(text)?,
-    };
+/// The actor is whoever the token stands for: nothing that a request says otherwise counts.
+fn context(headers: &HeaderMap, caller: &Caller) -> Result<Context, Problem> {
     let correlation_id = match header_id(headers, &CORRELATION_ID)? {
         Some(id) => Some(id),
         None => header_id(headers, &REQUEST_ID)?,
     };
     Ok(Context {
-        key: None,
         if_match: if_match(headers)?,
-        probably_new: false,
-        actor,
-        actor_kind,
         correlation_id,
         causation_id: header_id(headers, &CAUSATION_ID)?,
+        ..caller.context()
     })
 }
 
-/// Says whether a text names somebody who acts.
+/// Says whether a text names somebody who acts: `person:4f2a`.
 pub fn is_actor(text: &str) -> bool {
-    parse_actor(text).is_ok()
-}
-
-/// Opaque ids only: a mail address is personal, and the log keeps what it gets.
-fn parse_actor(text: &str) -> Result<(String, String), Problem> {
-    let opaque = |id: &str| is_opaque(id, 100);
-    match text.split_once(':') {
-        Some((kind @ ("person" | "service" | "system"), id)) if opaque(id) => {
-            Ok((kind.to_owned(), id.to_owned()))
-        }
-        Some(_) | None => Err(Problem::invalid(
-            "invalid_header",
-            "Minutebook-Actor must be person, service or system, a colon, and an opaque id of 1 to 100 of A-Z a-z 0-9 . _ -",
-        )),
-    }
+    matches!(text.split_once(':'), Some(("person" | "service" | "system", id)) if is_opaque(id, 100))
 }
 
 /// Says whether a text is an opaque id of at most so many characters.
@@ -495,9 +475,9 @@ mod tests {
 
     #[test]
     fn an_actor_is_an_opaque_id() {
-        assert!(parse_actor("person:4f2a").is_ok());
+        assert!(is_actor("person:4f2a"));
         for text in ["", "person", "person:", "robot:1", "person:a@b.org", "person:a b", "service:ü"] {
-            assert!(parse_actor(text).is_err(), "{text:?}");
+            assert!(!is_actor(text), "{text:?}");
         }
     }
 

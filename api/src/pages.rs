@@ -1,10 +1,11 @@
 //! Pages for people: rendered here, without a script, from the same reads and commands as the API.
 //!
-//! A page says who acts by a cookie, because a browser cannot send `Minutebook-Actor`. Whatever is refused, a
-//! page shows too: see [`dress`].
+//! A browser sends no token: it logs in with one, and a session's cookie says who acts. Whatever is refused, a page
+//! shows too: see [`dress`].
 
 mod audit;
 mod form;
+mod login;
 mod meeting;
 mod meetings;
 mod operations;
@@ -18,8 +19,8 @@ use std::sync::LazyLock;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::Request;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::extract::{Path, Request};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -27,6 +28,7 @@ use sha2::{Digest as _, Sha256};
 use tower_http::csrf::CsrfLayer;
 
 use crate::app::AppState;
+use crate::auth::Caller;
 use crate::error::Problem;
 use visit::{Shell, Visit};
 
@@ -60,11 +62,24 @@ pub fn router() -> Router<AppState> {
         .route("/meetings/{id}/pending-corrections/{speaker}/dismiss", post(pending::dismiss))
         .route("/audit", get(audit::list))
         .route("/operations", get(operations::show))
-        .route("/who", get(visit::ask).post(visit::answer))
-        // A form that another site sends must not act for whoever is known here.
+        .route("/login", get(login::ask).post(login::begin))
+        .route("/logout", post(login::end))
+        // A form that another site sends must not act for whoever has logged in here; nor log anybody in.
         .layer(CsrfLayer::new().with_rejection_response(foreign))
-        .route(&STYLE_PATH, get(async || asset("text/css; charset=utf-8", STYLE)))
-        .route("/assets/icon.svg", get(async || asset("image/svg+xml", ICON)))
+        .route("/assets/{name}", get(asset_named))
+}
+
+/// Returns where somebody logs in to come to the page at `uri`.
+pub(crate) fn login_path(uri: &Uri) -> String {
+    login::path(uri)
+}
+
+async fn asset_named(Path(name): Path<String>) -> Response {
+    match name.as_str() {
+        "icon.svg" => asset("image/svg+xml", ICON),
+        name if STYLE_PATH.ends_with(&format!("/{name}")) => asset("text/css; charset=utf-8", STYLE),
+        _ => Problem::not_found("route_not_found", "there is no such file").into_response(),
+    }
 }
 
 fn asset(media_type: &'static str, content: &'static str) -> Response {
@@ -112,11 +127,14 @@ pub async fn dress(request: Request, next: Next) -> Response {
     if !wants_page || request.uri().path().starts_with("/v1/") {
         return next.run(request).await;
     }
-    let visit = Visit::of(request.headers(), request.uri());
+    let mut visit = Visit::of(request.headers(), request.uri(), None);
     let read = request.method() == Method::GET;
     let response = next.run(request).await;
     let Some(problem) = response.extensions().get::<Problem>().cloned() else { return response };
-    let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
+    visit.caller = response.extensions().get::<Caller>().cloned();
+    let (retry_after, challenge) = [header::RETRY_AFTER, header::WWW_AUTHENTICATE]
+        .map(|name| response.headers().get(name).cloned())
+        .into();
     let refusal = Refusal {
         shell: visit.shell("Not possible", ""),
         heading: heading(problem.status()).to_owned(),
@@ -128,6 +146,9 @@ pub async fn dress(request: Request, next: Next) -> Response {
     if let Some(seconds) = retry_after {
         dressed.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
+    if let Some(challenge) = challenge {
+        dressed.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
     dressed.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     dressed
 }
@@ -135,6 +156,7 @@ pub async fn dress(request: Request, next: Next) -> Response {
 fn heading(status: StatusCode) -> &'static str {
     match status {
         StatusCode::NOT_FOUND => "There is no such page",
+        StatusCode::UNAUTHORIZED => "Log in first",
         StatusCode::FORBIDDEN => "That is not allowed",
         StatusCode::CONFLICT => "That is not possible as it stands",
         StatusCode::PRECONDITION_FAILED => "Somebody was quicker",

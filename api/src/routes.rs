@@ -116,9 +116,6 @@ pub struct CommandHeaders {
     /// The version, as an ETag, that must not have changed.
     #[param(rename = "If-Match", required = false, example = "\"3\"")]
     if_match: Option<String>,
-    /// Who asks: `person`, `service` or `system`, a colon, and an opaque id.
-    #[param(rename = "Minutebook-Actor", required = false, example = "service:pipeline-1")]
-    actor: Option<String>,
     /// What the command belongs to; kept with its events.
     #[param(rename = "Minutebook-Correlation-Id", required = false, max_length = 100)]
     correlation_id: Option<String>,
@@ -143,6 +140,12 @@ pub enum CommandProblems {
     /// The body is not JSON or not UTF-8.
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(#[to_schema] Problem),
+    /// There is no valid token.
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unauthorized(#[to_schema] Problem),
+    /// The role may not do this, or `person_required`.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(#[to_schema] Problem),
     /// There is no such thing.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(#[to_schema] Problem),
@@ -172,6 +175,12 @@ pub enum CommandProblems {
 /// The problems that a read can meet.
 #[derive(utoipa::IntoResponses)]
 pub enum ReadProblems {
+    /// There is no valid token.
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unauthorized(#[to_schema] Problem),
+    /// The role may not do this.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(#[to_schema] Problem),
     /// There is no such thing.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(#[to_schema] Problem),
@@ -189,6 +198,12 @@ pub enum ReadProblems {
 /// The problems that a read with `as_of` can meet.
 #[derive(utoipa::IntoResponses)]
 pub enum PastReadProblems {
+    /// There is no valid token.
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unauthorized(#[to_schema] Problem),
+    /// The role may not do this.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(#[to_schema] Problem),
     /// There is no such thing, or there was none: `not_yet_recorded` says since when there is.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(#[to_schema] Problem),

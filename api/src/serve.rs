@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::{AppState, app, operations_app};
+use crate::auth::Auth;
 use crate::book::Book;
 use crate::cli::Done;
 use crate::config::{DatabaseConfig, Part, ServeConfig};
@@ -31,7 +32,6 @@ const UNREAD: Duration = Duration::from_secs(10);
 
 /// Serves until the signal to stop.
 pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Result<Done> {
-    check_loopback(config.listen)?;
     let stream = config.nats.stream();
     if config.only == Some(Part::Publisher) && stream.is_none() {
         bail!("a publisher needs a broker: --nats-url or NATS_URL names it");
@@ -44,9 +44,23 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         .await
         .with_context(|| format!("cannot listen on {}; --listen names another address", config.listen))?;
     let address = listener.local_addr()?;
+    if !config.listen.ip().is_loopback() && !config.auth.tls_in_front {
+        warn!(
+            %address,
+            "others can reach this address, and what they send is not encrypted: put TLS in front, and say so with \
+             --tls-in-front"
+        );
+    }
     let book = tokio::select! {
         book = Book::open(database) => Arc::new(book?),
         () = &mut stop => return Ok(Done::Whole),
+    };
+    let auth = match Auth::open(&config.auth, database.data_dir.as_deref()).await {
+        Ok(auth) => auth,
+        Err(error) => {
+            book.close().await;
+            return Err(error.context("cannot tell valid tokens"));
+        }
     };
 
     match book.missing_roles().await {
@@ -79,8 +93,9 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         let following = matching.voices.clone().follow(book.store.clone(), book.shutdown.clone());
         book.tasks.spawn(following);
     }
+    book.tasks.spawn(auth.clone().follow(book.shutdown.clone()));
     let voices = matching.voices.clone();
-    let state = AppState::new(Arc::clone(&book), config, matching, metrics, stopping.clone());
+    let state = AppState::new(Arc::clone(&book), auth, config, matching, metrics, stopping.clone());
     let router = if answers { app(state) } else { operations_app(state) };
     let serving = axum::serve(PatientListener(listener), router)
         .with_graceful_shutdown(stopping.clone().cancelled_owned());
@@ -155,20 +170,13 @@ pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-fn check_loopback(listen: SocketAddr) -> anyhow::Result<()> {
-    if listen.ip().is_loopback() {
-        return Ok(());
-    }
-    bail!(
-        "{listen} is not a loopback address: there is no authentication yet, so serve listens on this machine only"
-    )
-}
-
 fn welcome(book: &Book, address: SocketAddr, answers: bool) {
     info!(%address, database = book.shown_url(), log_id = %book.store.identity().log_id, "serving");
     if answers {
         terminal::note(format_args!("Minutebook is at http://{address}/ (Ctrl-C stops it)"));
-        terminal::note(format_args!("Its API can be tried at http://{address}/docs"));
+        terminal::note(format_args!(
+            "Its API can be tried at http://{address}/docs, with what `minutebook token` prints"
+        ));
     } else {
         terminal::note(format_args!("Minutebook works; health is at http://{address}/readyz"));
     }

@@ -44,6 +44,9 @@ pub struct SubscribeArgs {
     /// Follow /v1/changes of this server instead of NATS
     #[arg(long, env = "MINUTEBOOK_SERVER", value_name = "URL")]
     server: Option<String>,
+    /// Token for that server; MINUTEBOOK_TOKEN keeps it off the command line
+    #[arg(long, env = "MINUTEBOOK_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
     /// Only events from now on, for a name that is not known yet
     #[arg(long)]
     only_new: bool,

@@ -382,27 +382,34 @@ pub enum WhichFiles<'a> {
     Sound(&'a str),
 }
 
-/// Returns files in order of id, after `after`, at most `limit`.
+/// Returns files in order of id, those of one owner if one is named, after `after`, at most `limit`.
 pub async fn files(
     pool: &PgPool,
     which: WhichFiles<'_>,
+    only: Option<Uuid>,
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<FileView>, sqlx::Error> {
     let (statement, value) = match which {
         WhichFiles::Content(sha256) => (
             "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at
-               FROM files WHERE sha256 = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+               FROM files WHERE sha256 = $1 AND ($2::uuid IS NULL OR owner = $2) AND ($3::uuid IS NULL OR id > $3)
+              ORDER BY id LIMIT $4",
             sha256,
         ),
         WhichFiles::Sound(content_fp) => (
             "SELECT id, sha256, content_fp, mime, duration, size, owner, created_at
-               FROM files WHERE content_fp = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+               FROM files WHERE content_fp = $1 AND ($2::uuid IS NULL OR owner = $2) AND ($3::uuid IS NULL OR id > $3)
+              ORDER BY id LIMIT $4",
             content_fp,
         ),
     };
-    read_twice!(pool, connection =>
-        sqlx::query_as(statement).bind(value).bind(after).bind(limit).fetch_all(&mut *connection))
+    read_twice!(pool, connection => sqlx::query_as(statement)
+        .bind(value)
+        .bind(only)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&mut *connection))
 }
 
 /// Returns a person.
@@ -463,6 +470,28 @@ pub async fn voice_samples(pool: &PgPool, id: Uuid) -> Result<Option<Vec<VoiceSa
         VoiceSample { sample_id, model, dimension, source, actor, actor_kind, enrolled_at }
     };
     Ok(rows.pop().map(|row| row.embeddings.into_iter().map(sample).collect()))
+}
+
+/// A sample of a voice with the vector.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct VoiceVector {
+    /// The sample.
+    #[schema(example = "018f0000-0000-7000-8000-000000000001")]
+    pub sample_id: Uuid,
+    /// The embedding model.
+    #[schema(example = "resemblyzer-0.1.4")]
+    pub model: String,
+    /// The embedding, of length 1.
+    #[schema(example = json!([0.0917, -0.0312]))]
+    pub vector: Vec<f32>,
+}
+
+/// Returns a sample of a person's voice; nothing if there is no such person or sample.
+pub async fn voice_vector(pool: &PgPool, id: Uuid, sample: Uuid) -> Result<Option<VoiceVector>, sqlx::Error> {
+    let rows = read_twice!(pool, connection => user_profiles::load(&mut connection, &[id]))?;
+    let mut samples = rows.into_iter().flat_map(|row| row.embeddings);
+    let found = samples.find(|embedding| embedding.sample_id == sample);
+    Ok(found.map(|Embedding { sample_id, model, vector, .. }| VoiceVector { sample_id, model, vector }))
 }
 
 /// A speaker who is nobody known.

@@ -1,6 +1,7 @@
 //! Whole HTTP commands per second: registering a meeting over 64 connections, load generator and server in
-//! one process on the same cores, against one row per transaction at 64 clients. Beside it an empty route
-//! that echoes the same JSON, to show what HTTP alone costs.
+//! one process on the same cores, against one row per transaction at 64 clients. Beside it the same without
+//! authentication, to show what that costs, also of the cheapest of reads; and an empty route that echoes the same
+//! JSON, to show what HTTP alone costs.
 //!
 //! `cargo bench --bench http`; ROUNDS and SECONDS change how long it takes.
 
@@ -10,7 +11,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::app::{AppState, app};
+use api::app::{AppState, app, unguarded};
+use api::auth::{Auth, Caller, Kind, Role};
 use api::config::ServeConfig;
 use api::matching::Matching;
 use clap::Parser;
@@ -41,21 +43,44 @@ async fn main() {
     let book = Arc::new(database.open().await);
     book.start_projector();
     let metrics = api::telemetry::init_metrics().expect("metrics start once");
-    let config = Defaults::parse_from(["bench"]).serve;
+    let mut config = Defaults::parse_from(["bench"]).serve;
+    config.auth.issuer.signing_key_file = Some(tests::tokens::signing_key_file());
+    let auth = Auth::open(&config.auth, None).await.expect("a key for tokens");
     let matching = Matching::new(&config, config.policies().expect("the default policies are valid"));
     let following = matching.voices.clone().follow(book.store.clone(), book.shutdown.clone());
     book.tasks.spawn(following);
-    let state = AppState::new(Arc::clone(&book), config, matching, metrics, CancellationToken::new());
+    let state = AppState::new(Arc::clone(&book), auth, config, matching, metrics, CancellationToken::new());
+    let caller = Caller {
+        subject: "bench".to_owned(),
+        kind: Kind::Service,
+        role: Role::Pipeline,
+        owner: None,
+        expires_at: u64::MAX,
+    };
+    let open = serve(unguarded(state.clone(), caller)).await;
     let server = serve(app(state)).await;
     let echo = axum::Router::new().route("/v1/meetings", axum::routing::post(async |body: String| body));
     let echo = serve(echo).await;
 
+    let token = Arc::<str>::from(format!("Bearer {}", tests::tokens::token(Role::Pipeline, "bench")));
     let (mut ratios, mut ours, mut theirs, mut echoes, mut p99s) = (vec![], vec![], vec![], vec![], vec![]);
-    for _ in 0..rounds {
+    let (mut kept, mut kept_of_reads, mut reads) = (vec![], vec![], vec![]);
+    for round in 0..rounds {
         let base = baseline.run(CONNECTIONS, duration).await;
-        let (commands, p99) = load(server, duration, "201").await;
-        let (echoed, _) = load(echo, duration / 3, "200").await;
+        // By turns first and second: the machine is not the same from moment to moment.
+        let sides = if round % 2 == 0 { [server, open] } else { [open, server] };
+        let mut rates = [(0.0, Duration::ZERO); 2];
+        let mut read_rates = [0.0; 2];
+        for side in sides {
+            rates[usize::from(side == open)] = load(side, duration, Asked::Registration, &token).await;
+            read_rates[usize::from(side == open)] = load(side, duration / 3, Asked::Miss, &token).await.0;
+        }
+        let [(commands, p99), (unguarded, _)] = rates;
+        let (echoed, _) = load(echo, duration / 3, Asked::Echo, &token).await;
         ratios.push(commands / base);
+        kept.push(commands / unguarded);
+        kept_of_reads.push(read_rates[0] / read_rates[1]);
+        reads.push(read_rates[0]);
         ours.push(commands);
         theirs.push(base);
         echoes.push(echoed);
@@ -72,6 +97,12 @@ async fn main() {
         quantile(&mut p99s, 0.5),
         quantile(&mut echoes, 0.5),
     );
+    println!(
+        "with authentication, of what there is without: commands {:.3}x, reads that miss {:.3}x ({:.0}/s)",
+        quantile(&mut kept, 0.5),
+        quantile(&mut kept_of_reads, 0.5),
+        quantile(&mut reads, 0.5),
+    );
     let book = Arc::into_inner(book);
     if let Some(book) = book {
         book.close().await;
@@ -86,12 +117,24 @@ async fn serve(router: axum::Router) -> SocketAddr {
     address
 }
 
-/// Posts registrations over kept-alive connections; returns answers per second and the 99th percentile of
-/// their latency. Every answer must have `status`.
-async fn load(server: SocketAddr, duration: Duration, status: &'static str) -> (f64, Duration) {
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// A command: a new meeting.
+    Registration,
+    /// The cheapest of reads: a cached result that there is not.
+    Miss,
+    /// The registration, of a server that does nothing.
+    Echo,
+}
+
+/// Asks over kept-alive connections; returns answers per second and the 99th percentile of their latency. Every
+/// answer must have the status that it should.
+async fn load(server: SocketAddr, duration: Duration, asked: Asked, token: &Arc<str>) -> (f64, Duration) {
     let started = Instant::now();
     let deadline = started + duration;
-    let connections = (0..CONNECTIONS).map(|_| tokio::spawn(connection(server, deadline, status)));
+    let connections =
+        (0..CONNECTIONS).map(|_| tokio::spawn(connection(server, deadline, asked, Arc::clone(token))));
     let done = futures::future::join_all(connections).await;
     let elapsed = started.elapsed();
     let mut latencies =
@@ -100,19 +143,30 @@ async fn load(server: SocketAddr, duration: Duration, status: &'static str) -> (
     (rate, quantile(&mut latencies, 0.99))
 }
 
-async fn connection(server: SocketAddr, deadline: Instant, status: &str) -> Vec<Duration> {
+async fn connection(server: SocketAddr, deadline: Instant, asked: Asked, token: Arc<str>) -> Vec<Duration> {
     let mut stream = TcpStream::connect(server).await.expect("the server listens");
     stream.set_nodelay(true).expect("a socket");
     let mut random = fastrand::Rng::new();
     let mut buffer = vec![0; 16 * 1024];
     let mut latencies = vec![];
+    let status = match asked {
+        Asked::Registration => "201",
+        Asked::Miss => "404",
+        Asked::Echo => "200",
+    };
     while Instant::now() < deadline {
         let sha256 = (0..64).map(|_| random.digit(16)).collect::<String>();
         let body = format!(r#"{{"sha256":"{sha256}","mime":"audio/flac","size":31457280,"duration":1800}}"#);
-        let request = format!(
-            "POST /v1/meetings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        let request = match asked {
+            Asked::Registration | Asked::Echo => format!(
+                "POST /v1/meetings HTTP/1.1\r\nhost: localhost\r\nauthorization: {token}\r\ncontent-type: \
+                 application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            ),
+            Asked::Miss => format!(
+                "GET /v1/cache/asr:{sha256} HTTP/1.1\r\nhost: localhost\r\nauthorization: {token}\r\n\r\n"
+            ),
+        };
         let sent = Instant::now();
         stream.write_all(request.as_bytes()).await.expect("the server reads");
         let answered = read_response(&mut stream, &mut buffer).await;

@@ -32,6 +32,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         .env(tests::DATABASE_URL, services.url())
         // Made by the first who needs it.
         .env(tests::MASTER_KEY_FILE, directory.path().join("keys/master.key"))
+        .env(tests::tokens::SIGNING_KEY_FILE, directory.path().join("keys/signing.key"))
         .spawn()
         .with_context(|| format!("cannot run {}", program.display()))?;
     // Ctrl-C reaches the command by itself; we stay to clean up after it.

@@ -47,7 +47,7 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    fn position(&self) -> i64 {
+    pub(crate) fn position(&self) -> i64 {
         self.data["position"].as_i64().unwrap()
     }
 
@@ -59,7 +59,16 @@ impl Change {
 impl Feed {
     /// Follows; `query` is what comes after the question mark.
     pub(crate) async fn follow(server: &Server, query: &str, last_event_id: Option<&str>) -> Self {
-        let response = request(server, query, last_event_id).send().await.unwrap();
+        Self::of(request(server, query, last_event_id).send().await.unwrap(), query)
+    }
+
+    /// Follows as another client does.
+    pub(crate) async fn follow_as(client: &reqwest::Client, server: &Server, query: &str) -> Self {
+        let response = client.get(server.at(&format!("/v1/changes?{query}"))).send().await.unwrap();
+        Self::of(response, query)
+    }
+
+    fn of(response: Response, query: &str) -> Self {
         assert_eq!(response.status(), 200, "{query}");
         let header = |name: &str| response.headers()[name].to_str().unwrap();
         assert!(header("content-type").starts_with("text/event-stream"), "{response:?}");

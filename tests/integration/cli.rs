@@ -31,7 +31,7 @@ pub(crate) struct Ran {
     pub(crate) stderr: String,
 }
 
-/// Returns a command that has nothing but its arguments and the tests' master key: no configuration, no terminal.
+/// Returns a command that has nothing but its arguments and the tests' keys: no configuration, no terminal.
 pub(crate) fn minutebook(arguments: &[&str]) -> Command {
     let mut command = Command::new(tests::minutebook());
     for (name, _) in std::env::vars() {
@@ -42,6 +42,7 @@ pub(crate) fn minutebook(arguments: &[&str]) -> Command {
     command
         .env(tests::MASTER_KEY_FILE, tests::master_key_file())
         .args(arguments)
+        .env(tests::tokens::SIGNING_KEY_FILE, tests::tokens::signing_key_file())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -466,11 +467,8 @@ async fn help_names_every_command_and_shows_no_password() {
 }
 
 #[tokio::test]
-async fn serve_refuses_an_address_that_others_can_reach_and_one_that_is_taken() {
+async fn serve_refuses_an_address_that_is_taken() {
     let database = TestDatabase::create().await;
-    let ran = run_on(&database, &["serve", "--listen", "0.0.0.0:0"]).await;
-    assert_eq!(ran.code, Some(1));
-    assert!(ran.stderr.contains("loopback"), "{}", ran.stderr);
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ran = run_on(&database, &["serve", "--listen", &taken.local_addr().unwrap().to_string()]).await;
     assert_eq!(ran.code, Some(1));

@@ -145,7 +145,7 @@ fn every_service_that_stays_is_watched_and_started_again_and_may_finish() {
 }
 
 #[test]
-fn no_service_opens_a_port_while_there_is_no_authentication() {
+fn no_service_opens_a_port_while_there_is_no_tls() {
     for (name, service) in services(&compose()) {
         assert!(service["ports"].is_null() && service["network_mode"].is_null(), "{name}");
     }

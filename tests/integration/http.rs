@@ -203,7 +203,8 @@ impl HeldRequest {
         let body = json!({"sha256": sha256(n)}).to_string();
         let head = format!(
             "POST /v1/meetings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n",
+             Authorization: {}\r\nContent-Length: {}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n",
+            tests::tokens::usual(),
             body.len()
         );
         let mut stream = connect(server).await;

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod asyncapi;
+mod auth;
 mod backup;
 mod browser;
 mod changes;

@@ -26,47 +26,48 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /healthz -> 200
     GET /metrics -> 200
     GET /readyz -> 200 503
-    GET /v1/audit/speaker-reassignments -> 200 404 422 429 503
-    GET /v1/cache/{key} -> 200 404 422 429 503
-    GET /v1/changes -> 200 404 409 422 429 503
-    GET /v1/erasures -> 200 404 422 429 503
-    GET /v1/erasures/{id} -> 200 404 422 429 503
-    GET /v1/erasures/{id}/kept-elsewhere -> 200 404 422 429 503
-    GET /v1/files -> 200 404 422 429 503
-    GET /v1/files/{id} -> 200 404 422 429 503
-    GET /v1/meetings -> 200 404 422 429 503
-    POST /v1/meetings -> 200 201 400 404 409 412 413 415 422 429 503
-    DELETE /v1/meetings/{id} -> 200 202 400 404 409 412 413 415 422 429 503
-    GET /v1/meetings/{id} -> 200 404 422 429 503
-    POST /v1/meetings/{id}/artifacts -> 200 400 404 409 412 413 415 422 429 503
-    PUT /v1/meetings/{id}/cache/{stage} -> 200 400 404 409 412 413 415 422 429 503
-    POST /v1/meetings/{id}/complete -> 200 400 404 409 412 413 415 422 429 503
-    GET /v1/meetings/{id}/events -> 200 404 422 429 503
-    POST /v1/meetings/{id}/fail -> 200 400 404 409 412 413 415 422 429 503
-    POST /v1/meetings/{id}/fingerprint -> 200 400 404 409 412 413 415 422 429 503
-    POST /v1/meetings/{id}/language -> 200 400 404 409 412 413 415 422 429 503
-    GET /v1/meetings/{id}/pending-corrections -> 200 404 422 429 503
-    POST /v1/meetings/{id}/pending-corrections/{speaker}/dismiss -> 200 400 403 404 409 412 413 415 422 429 503
-    POST /v1/meetings/{id}/reprocess -> 200 400 404 409 412 413 415 422 429 503
-    POST /v1/meetings/{id}/retry -> 200 400 404 409 412 413 415 422 429 503
-    GET /v1/meetings/{id}/speakers -> 200 404 422 429 503
-    POST /v1/meetings/{id}/speakers -> 200 400 404 409 412 413 415 422 429 503
-    GET /v1/meetings/{id}/speakers/{speaker}/history -> 200 404 422 429 503
-    POST /v1/meetings/{id}/speakers/{speaker}/reassign -> 200 400 403 404 409 412 413 415 422 429 503
-    POST /v1/meetings/{id}/speakers/{speaker}/undo -> 200 400 403 404 409 412 413 415 422 429 503
-    POST /v1/meetings/{id}/start -> 200 400 404 409 412 413 415 422 429 503
-    GET /v1/operations/rebuilds -> 200 404 422 429 503
-    POST /v1/operations/rebuilds -> 202 400 404 409 412 413 415 422 429 503
-    GET /v1/operations/rebuilds/{id} -> 200 404 422 429 503
-    GET /v1/profiles -> 200 404 422 429 503
-    POST /v1/profiles -> 200 201 400 404 409 412 413 415 422 429 503
-    DELETE /v1/profiles/{id} -> 200 202 400 404 409 412 413 415 422 429 503
-    GET /v1/profiles/{id} -> 200 404 422 429 503
-    POST /v1/profiles/{id}/find-past-meetings -> 200 400 404 409 412 413 415 422 429 503
-    POST /v1/profiles/{id}/rename -> 200 400 404 409 412 413 415 422 429 503
-    GET /v1/profiles/{id}/voice -> 200 404 422 429 503
-    POST /v1/profiles/{id}/voice -> 200 201 400 404 409 412 413 415 422 429 503
-    DELETE /v1/profiles/{id}/voice/{sample} -> 200 400 404 409 412 413 415 422 429 503
+    GET /v1/audit/speaker-reassignments -> 200 401 403 404 422 429 503
+    GET /v1/cache/{key} -> 200 401 403 404 422 429 503
+    GET /v1/changes -> 200 401 403 404 409 422 429 503
+    GET /v1/erasures -> 200 401 403 404 422 429 503
+    GET /v1/erasures/{id} -> 200 401 403 404 422 429 503
+    GET /v1/erasures/{id}/kept-elsewhere -> 200 401 403 404 422 429 503
+    GET /v1/files -> 200 401 403 404 422 429 503
+    GET /v1/files/{id} -> 200 401 403 404 422 429 503
+    GET /v1/meetings -> 200 401 403 404 422 429 503
+    POST /v1/meetings -> 200 201 400 401 403 404 409 412 413 415 422 429 503
+    DELETE /v1/meetings/{id} -> 200 202 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id} -> 200 401 403 404 422 429 503
+    POST /v1/meetings/{id}/artifacts -> 200 400 401 403 404 409 412 413 415 422 429 503
+    PUT /v1/meetings/{id}/cache/{stage} -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/complete -> 200 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/events -> 200 401 403 404 422 429 503
+    POST /v1/meetings/{id}/fail -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/fingerprint -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/language -> 200 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/pending-corrections -> 200 401 403 404 422 429 503
+    POST /v1/meetings/{id}/pending-corrections/{speaker}/dismiss -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/reprocess -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/retry -> 200 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/speakers -> 200 401 403 404 422 429 503
+    POST /v1/meetings/{id}/speakers -> 200 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/meetings/{id}/speakers/{speaker}/history -> 200 401 403 404 422 429 503
+    POST /v1/meetings/{id}/speakers/{speaker}/reassign -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/speakers/{speaker}/undo -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/meetings/{id}/start -> 200 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/operations/rebuilds -> 200 401 403 404 422 429 503
+    POST /v1/operations/rebuilds -> 202 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/operations/rebuilds/{id} -> 200 401 403 404 422 429 503
+    GET /v1/profiles -> 200 401 403 404 422 429 503
+    POST /v1/profiles -> 200 201 400 401 403 404 409 412 413 415 422 429 503
+    DELETE /v1/profiles/{id} -> 200 202 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/profiles/{id} -> 200 401 403 404 422 429 503
+    POST /v1/profiles/{id}/find-past-meetings -> 200 400 401 403 404 409 412 413 415 422 429 503
+    POST /v1/profiles/{id}/rename -> 200 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/profiles/{id}/voice -> 200 401 403 404 422 429 503
+    POST /v1/profiles/{id}/voice -> 200 201 400 401 403 404 409 412 413 415 422 429 503
+    DELETE /v1/profiles/{id}/voice/{sample} -> 200 400 401 403 404 409 412 413 415 422 429 503
+    GET /v1/profiles/{id}/voice/{sample} -> 200 401 403 404 422 429 503
     ");
 }
 
@@ -181,7 +182,8 @@ async fn the_page_lists_the_operations_in_a_browser_that_reaches_nothing_else() 
     else {
         return;
     };
-    let scene = Scene::start().await;
+    // It sends no token.
+    let scene = Scene::start_with(&["--open", "docs"]).await;
     let profile = tempfile::tempdir().unwrap();
     let render = Command::new(browser)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::auth::Role;
 use fantoccini::Locator;
 use fantoccini::key::Key;
 use reqwest::header::HeaderMap;
@@ -47,17 +48,10 @@ impl Stage {
         self.scene.server.at(path)
     }
 
-    /// Reads the page of a speaker as text, with the reviewer's cookie.
+    /// Reads a page as text.
     async fn page(&self, path: &str) -> String {
         let request = self.scene.server.client.get(self.at(path));
-        request
-            .header("cookie", format!("minutebook_person={REVIEWER}"))
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap()
+        request.send().await.unwrap().text().await.unwrap()
     }
 }
 
@@ -80,15 +74,30 @@ async fn hold_meeting(scene: &Scene, n: usize, cluster: &str) -> (String, i64) {
     (meeting.trim_start_matches("/v1").to_owned(), completed.position)
 }
 
-/// Says who looks, by the form at the top of a page.
-async fn say_who(browser: &Browser, id: &str) {
-    browser.follow("say who you are", "#person").await;
-    browser.write("#person", id).await;
-    browser.client.find(Locator::Css("form button.main")).await.unwrap().click().await.unwrap();
-    // Only the next page has it.
-    let known = browser.client.wait().at_most(Duration::from_secs(60)).for_element(Locator::LinkText(id));
-    known.await.unwrap();
-    assert_eq!(browser.text("header .who").await, format!("Acting as {id}"));
+/// Opens a page, which asks to log in first, and logs in with a token of this role.
+async fn log_in(browser: &Browser, scene: &Scene, path: &str, role: Role, id: &str) {
+    browser.open(&scene.server.at(path)).await;
+    browser.wait_for("#token").await;
+    browser.write("#token", &tests::tokens::token(role, id)).await;
+    browser.click("form button.main", "form.who").await;
+    assert_eq!(browser.text("form.who span").await, format!("Acting as {id}"));
+    let here = browser.client.current_url().await.unwrap();
+    let here = here.as_str().trim_start_matches(&scene.server.url);
+    assert_eq!(here, if path == "/" { "/meetings" } else { path }, "it leads to the page that was asked for");
+}
+
+/// Logs in as a browser does; returns the cookie.
+async fn session(scene: &Scene, role: Role, id: &str) -> String {
+    let form = [("token", &*tests::tokens::token(role, id)), ("back", "/meetings")];
+    let response = filled(browserlike().post(scene.server.at("/login")), &form).send().await.unwrap();
+    assert_eq!(response.status(), 303);
+    let cookie = response.headers()["set-cookie"].to_str().unwrap();
+    cookie.split(';').next().unwrap().to_owned()
+}
+
+/// Returns a client that has no token, and is led nowhere.
+fn browserlike() -> reqwest::Client {
+    reqwest::Client::builder().redirect(Policy::none()).build().unwrap()
 }
 
 /// Chooses the person with this name, gives a reason, and saves.
@@ -104,16 +113,12 @@ async fn a_reviewer_corrects_a_speaker_sees_it_in_the_audit_and_undoes_it() {
     let test = "a_reviewer_corrects_a_speaker_sees_it_in_the_audit_and_undoes_it";
     let Some(browser) = Browser::start(test, Screen::Desk).await else { return };
     let stage = Stage::set(&["Ada Lovelace", "Bo Diddley"]).await;
-    browser.open(&stage.at("/")).await;
+    log_in(&browser, &stage.scene, "/", Role::Admin, REVIEWER).await;
     assert_eq!(browser.text("h1").await, "Meetings");
     browser.click("table.rows tbody a", "svg.timeline").await;
     assert_eq!(browser.count("svg.timeline path").await, 2, "a lane for each speaker");
     assert!(browser.text("#speakers").await.contains("45 s 75 %"), "{}", browser.text("#speakers").await);
-    // Whoever has not said who they are reads only.
-    browser.click("#speakers tbody a", "#person").await;
-    assert_eq!(browser.count("textarea").await, 0);
-    browser.write("#person", REVIEWER).await;
-    browser.click("form button.main", "#reason").await;
+    browser.click("#speakers tbody a", "#reason").await;
 
     save(&browser, "Ada Lovelace", "I was there", ".notice.good").await;
     assert_eq!(browser.text(".notice").await, "Saved: it is Ada Lovelace from now on.");
@@ -142,7 +147,7 @@ async fn a_reviewer_corrects_a_speaker_sees_it_in_the_audit_and_undoes_it() {
     let (_, events) = stage.scene.server.get(&format!("/v1{}/history", stage.speakers[0])).await;
     let decisions = events["decisions"].as_array().unwrap();
     let actors = decisions.iter().map(|decision| decision["actor"].as_str().unwrap()).collect::<Vec<_>>();
-    assert_eq!(actors, [REVIEWER, REVIEWER], "the pages act as the person of the cookie");
+    assert_eq!(actors, [REVIEWER, REVIEWER], "the pages act as whoever logged in");
 }
 
 #[tokio::test]
@@ -150,16 +155,19 @@ async fn of_two_reviewers_the_slower_one_is_told_and_loses_nothing_written() {
     let test = "of_two_reviewers_the_slower_one_is_told_and_loses_nothing_written";
     let Some(browser) = Browser::start(test, Screen::Desk).await else { return };
     let stage = Stage::set(&["Ada", "Bo"]).await;
-    browser.open(&stage.at(&stage.speakers[0])).await;
-    browser.write("#person", REVIEWER).await;
-    browser.click("form button.main", "#reason").await;
+    log_in(&browser, &stage.scene, &stage.speakers[0], Role::Reviewer, REVIEWER).await;
     // Meanwhile another one is quicker.
     let (_, people) = stage.scene.server.get("/v1/profiles").await;
     let bo =
         people["items"].as_array().unwrap().iter().find(|person| person["display_name"] == "Bo").unwrap();
     let said = json!({"profile_id": bo["id"], "reason": "her accent"});
     let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-    let quicker = stage.scene.server.client.post(path).header("minutebook-actor", "person:reviewer-8");
+    let quicker = stage
+        .scene
+        .server
+        .client
+        .post(path)
+        .header("authorization", tests::tokens::acting("person:reviewer-8"));
     assert_eq!(answer(quicker.json(&said)).await.0, 200);
 
     save(&browser, "Ada", "She says her name", ".alert").await;
@@ -186,9 +194,7 @@ async fn a_person_is_found_by_part_of_the_name_among_hundreds_and_what_was_writt
     let names =
         (0..120).map(|n| format!("Person {n:03}")).chain(["Zoë Quill".to_owned()]).collect::<Vec<_>>();
     let stage = Stage::set(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    browser.open(&stage.at(&stage.speakers[1])).await;
-    say_who(&browser, REVIEWER).await;
-    browser.wait_for("#reason").await;
+    log_in(&browser, &stage.scene, &stage.speakers[1], Role::Reviewer, REVIEWER).await;
     assert_eq!(browser.count("input[type=radio]").await, 20, "no more than fit");
     assert!(browser.text(".choices").await.contains("There are more people"));
     browser.write("#reason", "by her voice").await;
@@ -216,7 +222,7 @@ async fn the_list_is_filtered_and_read_page_by_page() {
     let seen =
         scene.server.client.get(scene.server.at("/v1/meetings")).header("minutebook-min-position", last);
     assert_eq!(answer(seen).await.0, 200);
-    browser.open(&scene.server.at("/meetings")).await;
+    log_in(&browser, &scene, "/meetings", Role::Auditor, "auditor-1").await;
     let select = browser.client.find(Locator::Css("#status")).await.unwrap();
     select.select_by_label("pending").await.unwrap();
     browser.click("form.filter button", "option[selected][value], option[selected]").await;
@@ -245,9 +251,15 @@ async fn what_people_write_is_shown_as_text() {
     let (_, people) = stage.scene.server.get("/v1/profiles").await;
     let said = json!({"profile_id": people["items"][0]["id"], "reason": MARKUP});
     let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-    let request = stage.scene.server.client.post(path).header("minutebook-actor", "person:reviewer-8");
+    let request = stage
+        .scene
+        .server
+        .client
+        .post(path)
+        .header("authorization", tests::tokens::acting("person:reviewer-8"));
     let (_, accepted) = answer(request.json(&said)).await;
     let position = accepted["position"].as_i64().unwrap();
+    log_in(&browser, &stage.scene, "/meetings", Role::Admin, REVIEWER).await;
     browser.open(&stage.at(&format!("{}?shown={position}", stage.meeting))).await;
     let shown = browser.text("#speakers").await;
     assert_eq!(shown.matches(MARKUP).count(), 2, "the name and the reason: {shown}");
@@ -261,7 +273,7 @@ async fn what_people_write_is_shown_as_text() {
     for path in [
         "/meetings?language=%22%3E%3Cscript%3E",
         "/audit?actor=%22%3E%3Cscript%3E",
-        "/who?back=%22%3E%3Cscript%3E",
+        "/login?back=%22%3E%3Cscript%3E",
     ] {
         browser.open(&stage.at(path)).await;
         assert_eq!(browser.count("script").await, 0, "{path}");
@@ -301,15 +313,25 @@ async fn every_page_is_sound_and_fits_a_phone() {
         for person in people["items"].as_array().unwrap() {
             let said = json!({"profile_id": person["id"], "reason": "x".repeat(300)});
             let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-            let request =
-                stage.scene.server.client.post(path).header("minutebook-actor", "person:reviewer-8");
+            let request = stage
+                .scene
+                .server
+                .client
+                .post(path)
+                .header("authorization", tests::tokens::acting("person:reviewer-8"));
             assert_eq!(answer(request.json(&said)).await.0, 200);
         }
         stage.scene.server.post("/v1/operations/rebuilds", &json!({"kind": "verify"})).await;
-        browser.open(&stage.at(&format!("{}?shown={}", stage.meeting, stage.position + 2))).await;
+        browser.open(&stage.at("/login")).await;
         assert_eq!(browser.ask("return innerWidth").await, if screen == Screen::Phone { 390 } else { 1200 });
+        assert_eq!(browser.ask(FAULTS).await, json!([]), "login {screen:?}");
+        browser.picture("login").await;
         let past = format!("{}?as_of={}", stage.meeting, stage.position);
-        for known in [false, true] {
+        let shown = format!("{}?shown={}", stage.meeting, stage.position + 2);
+        for role in [Role::Auditor, Role::Admin] {
+            // Another session takes the place of the one before.
+            browser.client.delete_all_cookies().await.unwrap();
+            log_in(&browser, &stage.scene, &shown, role, REVIEWER).await;
             for (name, path) in [
                 ("meetings", "/meetings"),
                 ("meeting", &stage.meeting),
@@ -317,7 +339,7 @@ async fn every_page_is_sound_and_fits_a_phone() {
                 ("speaker", &stage.speakers[0]),
                 ("audit", "/audit"),
                 ("operations", "/operations?still=true"),
-                ("who", "/who"),
+                ("login", "/login"),
                 ("wrong-filter", "/meetings?owner=x"),
                 ("not-found", "/meetings/018f0000-0000-7000-8000-000000000001"),
             ] {
@@ -325,10 +347,6 @@ async fn every_page_is_sound_and_fits_a_phone() {
                 let faults = browser.ask(FAULTS).await;
                 assert_eq!(faults, json!([]), "{name} {screen:?}");
                 browser.picture(name).await;
-            }
-            if !known {
-                browser.open(&stage.at("/meetings")).await;
-                say_who(&browser, REVIEWER).await;
             }
         }
     }
@@ -339,9 +357,7 @@ async fn a_speaker_can_be_corrected_by_keyboard_alone() {
     let test = "a_speaker_can_be_corrected_by_keyboard_alone";
     let Some(browser) = Browser::start(test, Screen::Desk).await else { return };
     let stage = Stage::set(&["Ada"]).await;
-    browser.open(&stage.at(&stage.speakers[0])).await;
-    say_who(&browser, REVIEWER).await;
-    browser.wait_for("#reason").await;
+    log_in(&browser, &stage.scene, &stage.speakers[0], Role::Reviewer, REVIEWER).await;
     browser.open(&stage.at(&stage.speakers[0])).await;
     let press = async |keys: &str| {
         browser.client.active_element().await.unwrap().send_keys(keys).await.unwrap();
@@ -444,20 +460,21 @@ fn filled(request: RequestBuilder, fields: &[(&str, &str)]) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn a_form_acts_once_for_whoever_said_who_they_are_and_never_for_another_site() {
+async fn a_form_acts_once_for_whoever_logged_in_and_never_for_another_site() {
     let stage = Stage::set(&["Ada"]).await;
     let (_, people) = stage.scene.server.get("/v1/profiles").await;
     let ada = people["items"][0]["id"].as_str().unwrap();
-    let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
+    let client = browserlike();
+    let cookie = session(&stage.scene, Role::Reviewer, REVIEWER).await;
     let key = "018f0000-0000-7000-8000-0000000000aa";
     let form =
         [("profile", ada), ("reason", "I was there"), ("expected", "nobody"), ("key", key), ("name", "")];
     let reassign = stage.at(&format!("{}/reassign", stage.speakers[0]));
     let post = || client.post(&reassign).header("accept", "text/html");
-    let known = || post().header("cookie", format!("minutebook_person={REVIEWER}"));
+    let known = || post().header("cookie", &cookie);
     let mark = stage.scene.log_mark().await;
     for (request, status) in [
-        (filled(post(), &form), 403),
+        (filled(post(), &form), 401),
         (filled(known().header("sec-fetch-site", "cross-site"), &form), 403),
         (filled(known().header("sec-fetch-site", "same-site"), &form), 403),
         (filled(known().header("origin", "http://evil.example"), &form), 403),
@@ -491,24 +508,6 @@ async fn a_form_acts_once_for_whoever_said_who_they_are_and_never_for_another_si
     assert_eq!(places[0], places[1]);
     assert_eq!(stage.scene.log_mark().await.0, mark.0 + 2, "who it is, and that the artifact is older");
     assert!(stage.page(&places[0]).await.contains("Saved: it is Ada"), "the page waits for the position");
-
-    let who = |person: &str, back: &str| {
-        let form = [("person", person), ("back", back)];
-        filled(client.post(stage.at("/who")).header("accept", "text/html"), &form)
-    };
-    let told = who("rev.1-a_b", "/audit?actor=x").send().await.unwrap();
-    assert_eq!(
-        (told.status().as_u16(), &told.headers()["location"]),
-        (303, &"/audit?actor=x".parse().unwrap())
-    );
-    let cookie = told.headers()["set-cookie"].to_str().unwrap();
-    assert!(cookie.starts_with("minutebook_person=rev.1-a_b; Path=/; HttpOnly; SameSite=Strict"), "{cookie}");
-    let elsewhere = who("rev", "//evil.example/").send().await.unwrap();
-    assert_eq!(elsewhere.headers()["location"], "/meetings");
-    for id in ["ada@example.org", "", "a b", "a;b", &"x".repeat(101)] {
-        let refused = who(id, "/").send().await.unwrap();
-        assert_eq!((refused.status().as_u16(), refused.headers().get("set-cookie")), (422, None), "{id}");
-    }
 }
 
 /// Diarizes a meeting of [`hold_meeting`] anew: the first speaker's speech is half of one, half of another's.
@@ -534,9 +533,7 @@ async fn what_is_older_than_a_name_says_so_until_it_is_stored_again_and_as_it_st
     let test = "what_is_older_than_a_name_says_so_until_it_is_stored_again_and_as_it_stood";
     let Some(browser) = Browser::start(test, Screen::Desk).await else { return };
     let stage = Stage::set(&["Ada"]).await;
-    browser.open(&stage.at(&stage.speakers[0])).await;
-    browser.write("#person", REVIEWER).await;
-    browser.click("form button.main", "#reason").await;
+    log_in(&browser, &stage.scene, &stage.speakers[0], Role::Reviewer, REVIEWER).await;
     save(&browser, "Ada", "I was there", ".notice.good").await;
     browser.open(&stage.at(&stage.meeting)).await;
     assert_eq!(browser.text("section[aria-labelledby=artifacts] .stale").await, "older than the names");
@@ -561,13 +558,17 @@ async fn what_a_new_diarization_leaves_open_is_settled_or_dismissed_and_its_past
         for (speaker, person) in stage.speakers.iter().zip(people["items"].as_array().unwrap()) {
             let said = json!({"profile_id": person["id"], "reason": "by the voice"});
             let path = stage.at(&format!("/v1{speaker}/reassign"));
-            let request =
-                stage.scene.server.client.post(path).header("minutebook-actor", "person:reviewer-8");
+            let request = stage
+                .scene
+                .server
+                .client
+                .post(path)
+                .header("authorization", tests::tokens::acting("person:reviewer-8"));
             assert_eq!(answer(request.json(&said)).await.0, 200);
         }
         let (position, speakers) = diarize_anew(&stage).await;
-        browser.open(&stage.at(&format!("{}?shown={position}", stage.meeting))).await;
-        say_who(&browser, REVIEWER).await;
+        let shown = format!("{}?shown={position}", stage.meeting);
+        log_in(&browser, &stage.scene, &shown, Role::Reviewer, REVIEWER).await;
         browser.wait_for(".pending").await;
         let pending = browser.text(".pending").await;
         for told in ["Ada", "by the voice", "reviewer-8", "a speaker of attempt 1", "nobody known"] {
@@ -624,20 +625,26 @@ async fn a_decision_that_waits_is_dismissed_once_by_a_person_with_a_reason() {
     let (_, people) = stage.scene.server.get("/v1/profiles").await;
     let said = json!({"profile_id": people["items"][0]["id"], "reason": "by the voice"});
     let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-    let request = stage.scene.server.client.post(path).header("minutebook-actor", "person:reviewer-8");
+    let request = stage
+        .scene
+        .server
+        .client
+        .post(path)
+        .header("authorization", tests::tokens::acting("person:reviewer-8"));
     assert_eq!(answer(request.json(&said)).await.0, 200);
     diarize_anew(&stage).await;
 
-    let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
+    let client = browserlike();
+    let cookie = session(&stage.scene, Role::Reviewer, REVIEWER).await;
     let path = stage.speakers[0].replace("/speakers/", "/pending-corrections/");
     let path = stage.at(&format!("{path}/dismiss"));
     let post = || client.post(&path).header("accept", "text/html");
-    let known = || post().header("cookie", format!("minutebook_person={REVIEWER}"));
+    let known = || post().header("cookie", &cookie);
     let key = "018f0000-0000-7000-8000-0000000000aa";
     let form = [("reason", "that was noise"), ("key", key)];
     let mark = stage.scene.log_mark().await;
     for (request, status, words) in [
-        (filled(post(), &form), 403, "who you are"),
+        (filled(post(), &form), 401, "A token is needed"),
         (filled(known().header("sec-fetch-site", "cross-site"), &form), 403, "another site"),
         (filled(known(), &form[..1]), 422, "lacks a field"),
         (filled(known(), &[("reason", " \r\n "), form[1]]), 422, "Dismiss it"),
@@ -676,4 +683,99 @@ async fn the_style_sheet_is_kept_by_its_hash_and_every_page_names_it() {
     assert!(style.headers["cache-control"].to_str().unwrap().contains("immutable"));
     assert!(!style.body.contains("url(") && !style.body.contains("@import"), "it loads nothing else");
     assert_eq!(scene.get("/assets/icon.svg").await.headers["content-type"], "image/svg+xml");
+}
+
+#[tokio::test]
+async fn whoever_opens_a_page_logs_in_first_comes_back_to_it_and_logs_out_again() {
+    let test = "whoever_opens_a_page_logs_in_first_comes_back_to_it_and_logs_out_again";
+    let Some(browser) = Browser::start(test, Screen::Desk).await else { return };
+    let scene = Scene::start().await;
+    let (meeting, _) = hold_meeting(&scene, 1, "a").await;
+    browser.open(&scene.server.at(&meeting)).await;
+    assert_eq!(browser.text("h1").await, "Log in");
+    assert_eq!(browser.count("nav a, form.who").await, 0, "there is nowhere to go yet");
+    browser.write("#token", "nonsense").await;
+    browser.click("form button.main", ".alert").await;
+    assert!(browser.text(".alert").await.contains("must be Bearer and a JWT"));
+    let token = browser.client.find(Locator::Css("#token")).await.unwrap();
+    assert_eq!(token.prop("value").await.unwrap().unwrap(), "", "what was written is not sent back");
+    log_in(&browser, &scene, &meeting, Role::Auditor, "auditor-1").await;
+    assert_eq!(browser.text("nav").await, "Meetings\nAudit", "an auditor has no use for operations");
+    assert_eq!(browser.ask("return document.cookie").await, "", "no script reads the cookie");
+    browser.click("form.who button", "#token").await;
+    browser.open(&scene.server.at(&meeting)).await;
+    assert_eq!(browser.text("h1").await, "Log in", "the session has ended");
+}
+
+#[tokio::test]
+async fn a_session_is_begun_by_a_valid_token_alone_and_counts_for_pages_alone() {
+    let scene = Scene::start().await;
+    let client = browserlike();
+    let log_in = |token: &str, back: &str| {
+        filled(client.post(scene.server.at("/login")), &[("token", token), ("back", back)])
+    };
+    let token = tests::tokens::token(Role::Reviewer, REVIEWER);
+    let tampered = format!("{}x", &token[..token.len() - 1]);
+    for (token, words) in [("", "must be Bearer"), ("a.b.c", "must be Bearer"), (&*tampered, "signature")] {
+        let refused = log_in(token, "/meetings").send().await.unwrap();
+        assert_eq!((refused.status().as_u16(), refused.headers().get("set-cookie")), (401, None), "{token}");
+        let page = refused.text().await.unwrap();
+        assert!(page.contains(words) && !page.contains(&tampered), "{page}");
+    }
+    let foreign = log_in(&token, "/meetings").header("origin", "http://evil.example").send().await.unwrap();
+    assert_eq!((foreign.status().as_u16(), foreign.headers().get("set-cookie")), (403, None));
+    for (back, place) in [
+        ("/audit?actor=x", "/audit?actor=x"),
+        ("//evil.example/", "/meetings"),
+        ("https://evil.example/", "/meetings"),
+        ("/\\evil.example", "/meetings"),
+    ] {
+        let response = log_in(&token, back).send().await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["location"]),
+            (303, &place.parse().unwrap())
+        );
+    }
+    let begun = log_in(&token, "/").send().await.unwrap();
+    let cookie = begun.headers()["set-cookie"].to_str().unwrap().to_owned();
+    for attribute in ["minutebook_session=", "; Path=/", "; HttpOnly", "; SameSite=Lax", "; Max-Age="] {
+        assert!(cookie.contains(attribute), "{cookie}");
+    }
+    assert!(!cookie.contains(&token) && !cookie.contains("Secure"), "{cookie}");
+    let over_tls = log_in(&token, "/").header("x-forwarded-proto", "https").send().await.unwrap();
+    let secure = over_tls.headers()["set-cookie"].to_str().unwrap();
+    assert!(secure.starts_with("__Host-minutebook_session=") && secure.ends_with("; Secure"), "{secure}");
+
+    let pair = cookie.split(';').next().unwrap();
+    let get = async |path: &str, cookie: &str| {
+        let request = client.get(scene.server.at(path)).header("cookie", cookie);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(get("/meetings", pair).await, 200);
+    assert_eq!(get("/docs/", pair).await, 200);
+    assert_eq!(get("/audit", pair).await, 403, "the role counts here too");
+    assert_eq!(get("/v1/meetings", pair).await, 401, "a cookie is nothing to the API");
+    assert_eq!(get("/meetings", &format!("{pair}x")).await, 401);
+    assert_eq!(get("/meetings", &format!("minutebook_session={token}")).await, 401, "a token is no session");
+    let page = client.get(scene.server.at("/meetings?status=failed")).header("accept", "text/html");
+    let led = page.send().await.unwrap();
+    assert_eq!(led.status(), 303);
+    assert_eq!(led.headers()["location"], "/login?back=/meetings%3Fstatus%3Dfailed");
+    let out = client.post(scene.server.at("/logout")).header("cookie", pair).send().await.unwrap();
+    assert!(out.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
+    assert_eq!(out.headers()["location"], "/login");
+    let foreign = client.post(scene.server.at("/logout")).header("sec-fetch-site", "cross-site");
+    assert_eq!(foreign.send().await.unwrap().status(), 403, "nobody else logs one out");
+}
+
+#[tokio::test]
+async fn where_tls_is_certain_only_its_own_cookie_counts() {
+    let scene = Scene::start_with(&["--tls-in-front"]).await;
+    let cookie = session(&scene, Role::Admin, "admin-1").await;
+    assert!(cookie.starts_with("__Host-minutebook_session="), "{cookie}");
+    let plain = cookie.trim_start_matches("__Host-");
+    for (cookie, status) in [(&*cookie, 200), (plain, 401)] {
+        let request = browserlike().get(scene.server.at("/meetings")).header("cookie", cookie);
+        assert_eq!(request.send().await.unwrap().status(), status, "{cookie}");
+    }
 }

@@ -163,7 +163,11 @@ impl Output {
 
 impl Subscriber {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = minutebook(arguments).env_remove("NATS_URL").spawn().unwrap();
+        let mut child = minutebook(arguments)
+            .env_remove("NATS_URL")
+            .env("MINUTEBOOK_TOKEN", tests::tokens::token(api::auth::Role::Pipeline, "subscriber"))
+            .spawn()
+            .unwrap();
         let stdout = Output::read(child.stdout.take().unwrap());
         let stderr = Output::read(child.stderr.take().unwrap());
         Self { child, stdout, stderr }

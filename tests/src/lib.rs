@@ -10,6 +10,7 @@ pub mod clock;
 pub mod nats;
 pub mod real_voices;
 pub mod server;
+pub mod tokens;
 pub mod workload;
 
 use std::io::Write as _;

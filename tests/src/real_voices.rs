@@ -278,7 +278,10 @@ async fn head(server: &Server) -> i64 {
 
 async fn say(server: &Server, heard: &Heard, what: &str, body: &Value) {
     let path = format!("/v1/meetings/{}/speakers/{}/{what}", heard.meeting, heard.speaker);
-    let request = server.client.post(server.at(&path)).header("minutebook-actor", "person:reviewer-1");
+    let request = server
+        .client
+        .post(server.at(&path))
+        .header("authorization", crate::tokens::acting("person:reviewer-1"));
     let (status, answered) = answer(request.json(body)).await;
     assert_eq!(status, 200, "{answered}");
 }

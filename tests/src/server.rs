@@ -3,13 +3,15 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use api::auth::Role;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::TestDatabase;
+use crate::{TestDatabase, tokens};
 
 /// How long a server may take to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,7 +21,7 @@ pub struct Server {
     child: Child,
     /// `http://127.0.0.1:<port>`.
     pub url: String,
-    /// A client for it.
+    /// A client for it, who may do everything: `system:local`.
     pub client: reqwest::Client,
 }
 
@@ -40,6 +42,7 @@ impl Server {
             .args(["serve", "--listen", address])
             .args(arguments)
             .env("DATABASE_URL", &database.url)
+            .env(tokens::SIGNING_KEY_FILE, tokens::signing_key_file())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -63,9 +66,12 @@ impl Server {
         let url = timeout(PATIENCE, find_url).await.unwrap();
         // A pipe that nobody empties would stop the server when it is full.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        // Built without a default, reqwest takes the process's; another test may have set it already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { child, url, client: reqwest::Client::new() }
+        Self { child, url, client: client(&tokens::usual()) }
+    }
+
+    /// Returns a client who has this role. A member's meetings are those of `subject`, a UUID.
+    pub fn as_(&self, role: Role, subject: &str) -> reqwest::Client {
+        client(&format!("Bearer {}", tokens::token(role, subject)))
     }
 
     /// Returns the server's process id.
@@ -108,6 +114,17 @@ impl Server {
     pub async fn get(&self, path: &str) -> (u16, serde_json::Value) {
         answer(self.client.get(self.at(path))).await
     }
+}
+
+/// Returns a client that sends this `Authorization` if it is not empty.
+pub fn client(authorization: &str) -> reqwest::Client {
+    // Built without a default, reqwest takes the process's; another test may have set it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut headers = HeaderMap::new();
+    if !authorization.is_empty() {
+        headers.insert(AUTHORIZATION, authorization.parse().unwrap());
+    }
+    reqwest::Client::builder().default_headers(headers).build().unwrap()
 }
 
 /// Sends a request; returns the status and the JSON that it answers.

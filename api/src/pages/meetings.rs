@@ -12,6 +12,7 @@ use super::show::{self, Moment};
 use super::visit::{Shell, Visit};
 use super::{page, sentence};
 use crate::app::AppState;
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::routes::meetings::find_page;
 
@@ -72,9 +73,14 @@ impl From<MeetingSummary> for Row {
 }
 
 /// Lists meetings. What the filter must not say is shown beside it, and the filter stays as it was written.
-pub(super) async fn list(State(state): State<AppState>, visit: Visit, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    visit: Visit,
+    uri: Uri,
+) -> Result<Response, Problem> {
     let (status, page_of_meetings, problem) = match filter(&uri) {
-        Ok(query) => (StatusCode::OK, Some(find_page(&state, &query).await?), None),
+        Ok(query) => (StatusCode::OK, Some(find_page(&state, &caller, &query).await?), None),
         Err(problem) => (problem.status(), None, Some(sentence(problem.detail()))),
     };
     let (items, next_cursor) = page_of_meetings.map_or((vec![], None), |page| (page.items, page.next_cursor));

@@ -1,6 +1,7 @@
 //! `/v1/changes`: the change feed as server-sent events, straight from the log.
 
 use std::convert::Infallible;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -8,10 +9,12 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use domain::ids::MeetingId;
+use event_store::EventStore;
 use event_store::log::feed::Filter;
 use event_store::log::{self, BatchLimits};
 use event_store::retry::backoff;
 use futures::stream;
+use lru::LruCache;
 use projections::feed::cloud_event::{CloudEvent, event_id, parse_event_id};
 use projections::feed::public_event::EventType;
 use projections::feed::publisher::{PublishError, wait_until_shown};
@@ -24,9 +27,11 @@ use tracing::{debug, error};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use uuid::Uuid;
 
 use super::{ReadHeaders, ReadProblems};
 use crate::app::AppState;
+use crate::auth::{Caller, owner_of};
 use crate::book::SharedBook;
 use crate::error::Problem;
 use crate::extract::{Fresh, QueryOf, header_text};
@@ -72,7 +77,8 @@ struct Wanted {
 /// type. One that could not be applied is withheld, and comes later without an `id`; one that was skipped comes as
 /// `minutebook.meeting.skipped.v1`, with its type in `skippedtype`. Reconnect with `Last-Event-ID` and nothing is
 /// missed: browsers do so by themselves. A comment comes every 15 seconds as a heartbeat. A client that stops
-/// reading is dropped.
+/// reading is dropped. The answer ends when the token expires. A member is sent what is about its own meetings, and
+/// `previous` may be somebody else's event.
 #[utoipa::path(get, operation_id = "followChanges", path = "/v1/changes", tag = "changes",
     params(Wanted, ReadHeaders, ("Last-Event-ID" = Option<String>, Header, description = "The last event had.")),
     responses((status = 200, body = String, content_type = "text/event-stream"),
@@ -81,6 +87,7 @@ struct Wanted {
               ReadProblems))]
 async fn follow(
     State(state): State<AppState>,
+    caller: Caller,
     headers: HeaderMap,
     QueryOf(wanted): QueryOf<Wanted>,
     _fresh: Fresh,
@@ -100,12 +107,47 @@ async fn follow(
     let source = Source::after(store, after, filter).await?;
 
     let (sender, receiver) = mpsc::channel(1);
-    let following = send_all(state.book.clone(), source, withheld, sender, permit);
+    let remaining = caller.remaining();
+    let sight = Sight { caller, owners: LruCache::new(OWNERS) };
+    let following = send_all(state.book.clone(), source, withheld, sight, sender, permit);
+    // Whoever has a new token goes on with it.
+    let following = async move { timeout(remaining, following).await.unwrap_or(()) };
     state.book.tasks.spawn(state.stopping.clone().run_until_cancelled_owned(following));
     let events = stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
     let events = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("heartbeat"));
     // Intermediaries must neither keep it nor wait for more of it.
     Ok(([("cache-control", "no-store"), ("x-accel-buffering", "no")], events).into_response())
+}
+
+/// How many meetings' owners are remembered for a member.
+const OWNERS: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
+
+/// Which events a client may see.
+struct Sight {
+    caller: Caller,
+    owners: LruCache<Uuid, Option<Uuid>>,
+}
+
+impl Sight {
+    /// Says whether the client may see an event; nothing, if that cannot be found out.
+    async fn sees(&mut self, store: &EventStore, event: &CloudEvent) -> Option<bool> {
+        if self.caller.only().is_none() {
+            return Some(true);
+        }
+        if event.event_type.aggregate != "meeting" {
+            return Some(false);
+        }
+        let id = event.aggregate_id;
+        let owner = match self.owners.get(&id) {
+            Some(owner) => *owner,
+            None => {
+                let owner = owner_of(store, id.into()).await.ok()?;
+                self.owners.put(id, owner);
+                owner
+            }
+        };
+        Some(self.caller.sees(owner))
+    }
 }
 
 async fn position_before(from: Option<&str>, book: &SharedBook) -> Result<i64, Problem> {
@@ -157,6 +199,7 @@ async fn send_all(
     book: SharedBook,
     mut source: Source,
     mut withheld: Withheld,
+    mut sight: Sight,
     sender: mpsc::Sender<Result<Event, Infallible>>,
     _permit: OwnedSemaphorePermit,
 ) {
@@ -164,7 +207,7 @@ async fn send_all(
     while failures < TRIES {
         let sending = async {
             tokio::select! {
-                sent = send_next(&book, &mut source, &mut withheld, &sender) => sent,
+                sent = send_next(&book, &mut source, &mut withheld, &mut sight, &sender) => sent,
                 () = sender.closed() => Ok(false),
             }
         };
@@ -191,6 +234,7 @@ async fn send_next(
     book: &SharedBook,
     source: &mut Source,
     withheld: &mut Withheld,
+    sight: &mut Sight,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
 ) -> Result<bool, PublishError> {
     let send = async |event: Event| matches!(timeout(UNREAD, sender.send(Ok(event))).await, Ok(Ok(())));
@@ -203,7 +247,9 @@ async fn send_next(
         // again. Without an id: it goes on where it was, not where these belong.
         while let Some(events) = withheld.released().await? {
             for event in events {
-                if !send(sse_event(&event)).await {
+                // If that cannot be found out, the client reconnects, and goes on where it was.
+                let Some(seen) = sight.sees(&book.store, &event).await else { return Ok(false) };
+                if seen && !send(sse_event(&event)).await {
                     return Ok(false);
                 }
             }
@@ -214,7 +260,8 @@ async fn send_next(
         withheld.add(batch.withheld);
         for event in batch.events {
             let id = event_id(event.epoch, event.position);
-            if !send(sse_event(&event).id(id)).await {
+            let Some(seen) = sight.sees(&book.store, &event).await else { return Ok(false) };
+            if seen && !send(sse_event(&event).id(id)).await {
                 return Ok(false);
             }
         }

@@ -15,6 +15,7 @@ use utoipa_axum::routes;
 use super::{Page, PastReadProblems, ReadHeaders, ReadProblems, position_header};
 use crate::app::AppState;
 use crate::as_of::AsOfQuery;
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::extract::{Cursor, Fresh, Id, Limit, QueryOf, wait_until_shown};
 
@@ -31,6 +32,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 async fn show(
     State(state): State<AppState>,
     Id(id): Id<FileId>,
+    caller: Caller,
     QueryOf(AsOfQuery { as_of }): QueryOf<AsOfQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
@@ -44,7 +46,7 @@ async fn show(
             (history::file(&state.book.store, id.as_uuid(), position).await?, Some(position))
         }
     };
-    let Some(file) = found else {
+    let Some(file) = found.filter(|file| caller.sees(file.owner)) else {
         return Err(Problem::not_found("file_not_found", "there is no such file"));
     };
     Ok((position.map(position_header), Json(file)).into_response())
@@ -71,10 +73,13 @@ struct FindQuery {
 }
 
 /// Find files by content or by sound
+///
+/// A member finds its own.
 #[utoipa::path(get, operation_id = "findFiles", path = "/v1/files", tag = "files", params(FindQuery, ReadHeaders),
     responses((status = 200, body = Page<FileView>), ReadProblems))]
 async fn find(
     State(state): State<AppState>,
+    caller: Caller,
     QueryOf(query): QueryOf<FindQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<FileView>>, Problem> {
@@ -87,6 +92,7 @@ async fn find(
     };
     let limit = query.limit.get();
     let after = query.cursor.map(|cursor| cursor.0);
-    let files = queries::files(state.book.pool(), which, after, limit + 1).await?;
+    let only = caller.only().map(|owner| owner.as_uuid());
+    let files = queries::files(state.book.pool(), which, only, after, limit + 1).await?;
     Ok(Json(Page::of(files, limit, |file| Cursor(file.id).to_string())))
 }

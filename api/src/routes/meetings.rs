@@ -30,6 +30,7 @@ use super::{
 };
 use crate::app::AppState;
 use crate::as_of::{AsOf, AsOfQuery};
+use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
 use crate::extract::{Command, Cursor, Fresh, Id, Limit, Object, PathOf, QueryOf};
@@ -502,22 +503,30 @@ impl MeetingStatus {
 
 /// List meetings
 ///
-/// In the order of their ids, which says nothing but stays.
+/// In the order of their ids, which says nothing but stays. A member is shown its own.
 #[utoipa::path(get, operation_id = "listMeetings", path = "/v1/meetings", tag = "meetings", params(ListQuery, ReadHeaders),
     responses((status = 200, body = Page<MeetingSummary>), ReadProblems))]
 async fn list(
     State(state): State<AppState>,
+    caller: Caller,
     QueryOf(query): QueryOf<ListQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<MeetingSummary>>, Problem> {
-    find_page(&state, &query).await.map(Json)
+    find_page(&state, &caller, &query).await.map(Json)
 }
 
-/// Returns a page of meetings.
-pub(crate) async fn find_page(state: &AppState, query: &ListQuery) -> Result<Page<MeetingSummary>, Problem> {
+/// Returns a page of those meetings that the caller sees.
+pub(crate) async fn find_page(
+    state: &AppState,
+    caller: &Caller,
+    query: &ListQuery,
+) -> Result<Page<MeetingSummary>, Problem> {
+    if query.owner.is_some_and(|owner| !caller.sees(Some(owner))) {
+        return Ok(Page { items: vec![], next_cursor: None });
+    }
     let filter = MeetingFilter {
         status: query.status.map(MeetingStatus::name),
-        owner: query.owner,
+        owner: caller.only().map(|owner| owner.as_uuid()).or(query.owner),
         language: query.language.as_ref().map(Language::as_str),
     };
     let limit = query.limit.get();

@@ -174,12 +174,11 @@ pub(crate) struct PendingPath {
 
 /// Say that a decision which waits is about nobody by now
 ///
-/// By a person: `Minutebook-Actor` is `person:…`. The decision is not carried over any more.
+/// By a person: the token's `kind` is `person`. The decision is not carried over any more.
 #[utoipa::path(post, operation_id = "dismissPendingCorrection",
     path = "/v1/meetings/{id}/pending-corrections/{speaker}/dismiss", tag = "meetings",
     params(("id" = Uuid, Path), ("speaker" = Uuid, Path), CommandHeaders),
     request_body = Dismissal, responses((status = 200, body = CommandAnswer),
-        (status = 403, description = "`person_required`", body = Problem, content_type = "application/problem+json"),
         CommandProblems))]
 async fn dismiss(
     State(state): State<AppState>,

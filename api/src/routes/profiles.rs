@@ -10,7 +10,7 @@ use domain::voice::{ModelId, SampleSource};
 use event_store::command_bus::Context;
 use event_store::log;
 use projections::history;
-use projections::queries::{self, ProfileSummary, VoiceSample};
+use projections::queries::{self, ProfileSummary, VoiceSample, VoiceVector};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -35,7 +35,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(show))
         .routes(routes!(rename))
         .routes(routes!(enrol, voice))
-        .routes(routes!(remove_voice))
+        .routes(routes!(vector, remove_voice))
         .routes(routes!(find_past_meetings))
 }
 
@@ -128,6 +128,25 @@ async fn enrol(
 struct SamplePath {
     id: ProfileId,
     sample: SampleId,
+}
+
+/// Show a sample of a person's voice, with the vector
+///
+/// Biometric data: for pipelines and admins alone, and each reading is recorded.
+#[utoipa::path(get, operation_id = "showVoice", path = "/v1/profiles/{id}/voice/{sample}", tag = "profiles",
+    params(("id" = Uuid, Path), ("sample" = Uuid, Path), ReadHeaders),
+    responses((status = 200, body = VoiceVector), ReadProblems))]
+async fn vector(
+    State(state): State<AppState>,
+    PathOf(SamplePath { id, sample }): PathOf<SamplePath>,
+    _query: NoQuery,
+    _fresh: Fresh,
+) -> Result<Json<VoiceVector>, Problem> {
+    // access audit
+    match queries::voice_vector(state.book.pool(), id.as_uuid(), sample.as_uuid()).await? {
+        Some(vector) => Ok(Json(vector)),
+        None => Err(Problem::not_found("sample_not_found", "there is no such sample of this voice")),
+    }
 }
 
 /// Take a sample of a person's voice away

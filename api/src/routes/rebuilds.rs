@@ -62,9 +62,6 @@ struct StartHeaders {
     /// Marks the request: sent again it begins nothing more, and is answered with what it began.
     #[param(rename = "Idempotency-Key", required = false, max_length = 255)]
     idempotency_key: Option<String>,
-    /// Who asks: `person`, `service` or `system`, a colon, and an opaque id.
-    #[param(rename = "Minutebook-Actor", required = false, example = "service:ops-1")]
-    actor: Option<String>,
 }
 
 /// Begin a rebuild, a verification or a rollback

@@ -111,12 +111,11 @@ fn expected<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<
 
 /// Say who a speaker is
 ///
-/// By a person: `Minutebook-Actor` is `person:…`. Two clusters may be one person. Saying what is so already has
+/// By a person: the token's `kind` is `person`. Two clusters may be one person. Saying what is so already has
 /// no effect.
 #[utoipa::path(post, operation_id = "reassignSpeaker", path = "/v1/meetings/{id}/speakers/{speaker}/reassign",
     tag = "meetings", params(("id" = Uuid, Path), ("speaker" = Uuid, Path), CommandHeaders),
     request_body = Reassignment, responses((status = 200, body = CommandAnswer),
-        (status = 403, description = "`person_required`", body = Problem, content_type = "application/problem+json"),
         CommandProblems))]
 async fn reassign(
     State(state): State<AppState>,
@@ -159,7 +158,6 @@ pub(crate) async fn say_who(
 #[utoipa::path(post, operation_id = "undoReassignment", path = "/v1/meetings/{id}/speakers/{speaker}/undo",
     tag = "meetings", params(("id" = Uuid, Path), ("speaker" = Uuid, Path), CommandHeaders),
     request_body = Undoing, responses((status = 200, body = CommandAnswer),
-        (status = 403, description = "`person_required`", body = Problem, content_type = "application/problem+json"),
         CommandProblems))]
 async fn undo(
     State(state): State<AppState>,
@@ -189,7 +187,7 @@ pub(super) fn check_person(context: &Context) -> Result<(), Problem> {
     if context.actor_kind == "person" {
         return Ok(());
     }
-    let detail = "a person says who a speaker is: Minutebook-Actor must be person, a colon, and an opaque id";
+    let detail = "a person says who a speaker is: the token must be a person's, not a machine's";
     Err(Problem::new(axum::http::StatusCode::FORBIDDEN, "person_required", detail))
 }
 

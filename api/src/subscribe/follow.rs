@@ -68,6 +68,9 @@ async fn listen(
     failures: &mut u32,
 ) -> anyhow::Result<Lost> {
     let mut request = client.get(url.clone());
+    if let Some(token) = args.token.as_ref().filter(|token| !token.is_empty()) {
+        request = request.bearer_auth(token.trim());
+    }
     if inbox.ledger().epoch().is_none() && args.only_new {
         request = request.query(&[("from", "new")]);
     }

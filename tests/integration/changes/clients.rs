@@ -168,7 +168,10 @@ async fn ask_and_read_nothing(server: &Server) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(server.address().parse().unwrap()).await.unwrap();
-    stream.write_all(b"GET /v1/changes HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let authorization = tests::tokens::usual();
+    let request =
+        format!("GET /v1/changes HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
     let mut status = [0; 12];
     timeout(PATIENCE, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 200");

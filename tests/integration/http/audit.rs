@@ -27,15 +27,20 @@ impl Scene {
         let (meeting, cluster) = place;
         let path = format!("/v1/meetings/{meeting}/speakers/{}/reassign", speaker(meeting, 1, cluster));
         let body = json!({"profile_id": to, "reason": reason});
-        let said = send(self.post(&path, &body).header("minutebook-actor", actor)).await.expect(200);
+        let said = send(self.post(&path, &body).header("authorization", tests::tokens::acting(actor)))
+            .await
+            .expect(200);
         assert_eq!(said["events"], json!(["SpeakerReassigned"]), "{said}");
         said["position"].as_i64().unwrap()
     }
 
     async fn undo(&self, actor: &str, (meeting, cluster): (Uuid, &str), reason: &str) -> i64 {
         let path = format!("/v1/meetings/{meeting}/speakers/{}/undo", speaker(meeting, 1, cluster));
-        let undone =
-            send(self.post(&path, &json!({"reason": reason})).header("minutebook-actor", actor)).await;
+        let undone = send(
+            self.post(&path, &json!({"reason": reason}))
+                .header("authorization", tests::tokens::acting(actor)),
+        )
+        .await;
         undone.expect(200)["position"].as_i64().unwrap()
     }
 

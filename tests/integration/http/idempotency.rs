@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::{Accepted, Answer, Scene, send, sha256};
 
 const KEY: &str = "idempotency-key";
-const ACTOR: &str = "minutebook-actor";
 
 /// Returns what of an answer must be the same each time.
 fn essence(answer: &Answer) -> (u16, String, Vec<Option<String>>) {
@@ -137,7 +136,7 @@ async fn the_same_key_on_another_route_or_of_another_actor_is_another_key() {
     }
     let ids = join_all(["person:1", "person:2", "service:1", "system:1"].map(|actor| {
         let create = scene.post("/v1/profiles", &json!({"display_name": "Ada"})).header(KEY, "k");
-        send(create.header(ACTOR, actor))
+        send(create.header("authorization", tests::tokens::acting(actor)))
     }))
     .await;
     assert_eq!(ids.iter().map(|answer| Accepted::of(answer).id).collect::<BTreeSet<_>>().len(), 4);

@@ -4,18 +4,42 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 
 use tests::TestDatabase;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::PATIENCE;
 
 #[tokio::test]
-async fn serve_refuses_an_address_that_others_can_reach() {
-    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:8642", "[::ffff:127.0.0.1]:0"] {
-        let output = serve(address).await;
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert!(message.contains("error: ") && message.contains("is not a loopback address"), "{message}");
+async fn serve_warns_where_others_can_reach_it_without_tls_unless_told_that_tls_is_in_front() {
+    for (arguments, warned) in [
+        (&["--listen", "0.0.0.0:0"][..], true),
+        (&["--listen", "0.0.0.0:0", "--tls-in-front"], false),
+        (&["--listen", "127.0.0.1:0"], false),
+    ] {
+        let database = TestDatabase::create().await;
+        let mut serving = Command::new(tests::minutebook());
+        serving
+            .arg("serve")
+            .args(arguments)
+            .env("DATABASE_URL", &database.url)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut serving = serving.spawn().unwrap();
+        let mut lines = BufReader::new(serving.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        let ready = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                said.push_str(&line);
+                if line.contains("is at http://") {
+                    return;
+                }
+            }
+            panic!("it ended: {said}");
+        };
+        timeout(PATIENCE, ready).await.unwrap();
+        assert_eq!(said.contains("not encrypted"), warned, "{arguments:?}: {said}");
     }
 }
 

@@ -111,7 +111,8 @@ async fn a_speaker_is_named_by_voice_with_the_evidence_and_the_tables_show_it() 
 
     // A person decides otherwise: the machine's evidence stays beside it.
     let reassign = format!("{meeting}/speakers/{}/reassign", a["id"].as_str().unwrap());
-    let request = server.client.post(server.at(&reassign)).header("minutebook-actor", REVIEWER);
+    let request =
+        server.client.post(server.at(&reassign)).header("authorization", tests::tokens::acting(REVIEWER));
     let said = json!({"profile_id": bo, "reason": "I was there"});
     assert_eq!(answer(request.json(&said)).await.0, 200);
     let [a, ..] = &speakers(&server, &meeting).await[..] else { panic!() };
@@ -391,7 +392,8 @@ async fn past_speakers_are_proposed_page_by_page_and_a_person_makes_it_so() {
     let decided = &meetings[0];
     let reassign = format!("{decided}/speakers/{}/reassign", speaker(decided).await);
     for to in [json!(bo), Value::Null] {
-        let request = server.client.post(server.at(&reassign)).header("minutebook-actor", REVIEWER);
+        let request =
+            server.client.post(server.at(&reassign)).header("authorization", tests::tokens::acting(REVIEWER));
         assert_eq!(answer(request.json(&json!({"profile_id": to, "reason": "heard"}))).await.0, 200);
     }
     let ada = enrol(&server, "Ada", &[0.0]).await;
@@ -435,7 +437,14 @@ async fn past_speakers_are_proposed_page_by_page_and_a_person_makes_it_so() {
     said.as_object_mut().unwrap().remove("path");
     said["reason"] = json!("I know the voice");
     let apply = async |body: &Value| {
-        answer(server.client.post(server.at(&path)).header("minutebook-actor", REVIEWER).json(body)).await
+        answer(
+            server
+                .client
+                .post(server.at(&path))
+                .header("authorization", tests::tokens::acting(REVIEWER))
+                .json(body),
+        )
+        .await
     };
     assert_eq!(apply(&said).await.1["events"], json!(["SpeakerReassigned"]));
     let mut late = said.clone();

@@ -37,7 +37,7 @@ async fn an_event_keeps_who_asked_for_it_on_behalf_of_what_and_why() {
     assert_eq!(metadata["correlation_id"], "request-1");
 
     let all = [
-        ("minutebook-actor", "person:4f2a"),
+        ("authorization", &*tests::tokens::acting("person:4f2a")),
         ("minutebook-correlation-id", "batch-7"),
         ("minutebook-causation-id", "upload-1"),
         ("x-request-id", "request-1"),

@@ -15,7 +15,10 @@ const REVIEWER: &str = "person:reviewer-7";
 
 /// Posts as somebody; returns the status and the answer.
 async fn post_as(server: &Server, actor: &str, path: &str, body: &Value) -> (u16, Value) {
-    answer(server.client.post(server.at(path)).header("minutebook-actor", actor).json(body)).await
+    answer(
+        server.client.post(server.at(path)).header("authorization", tests::tokens::acting(actor)).json(body),
+    )
+    .await
 }
 
 async fn create(server: &Server, name: &str) -> Uuid {

@@ -132,7 +132,9 @@ async fn a_request_with_a_key_begins_one_rebuild_however_often_it_is_sent() {
     let server = Server::start(&database).await;
     let send = async |key: &str, body: Value| {
         let request = server.client.request(Method::POST, server.at(REBUILDS)).json(&body);
-        let request = request.header("idempotency-key", key).header("minutebook-actor", "service:ops-1");
+        let request = request
+            .header("idempotency-key", key)
+            .header("authorization", tests::tokens::acting("service:ops-1"));
         let response = request.send().await.unwrap();
         (response.status().as_u16(), response.json::<Value>().await.unwrap())
     };

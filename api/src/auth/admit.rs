@@ -1,0 +1,175 @@
+//! Lets a request through to its handler, or not: whoever asks must be known, have the role for the route, and not
+//! ask for what belongs to another.
+
+use axum::RequestExt as _;
+use axum::extract::{MatchedPath, RawPathParams, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Redirect, Response};
+use domain::Event;
+use domain::ids::{MeetingId, OwnerId};
+use domain::meeting::MeetingEvent;
+use event_store::EventStore;
+use event_store::log::{self, BatchLimits};
+use tracing::info;
+use uuid::Uuid;
+
+use super::access::{self, Access, Who, Whose};
+use super::token::Refusal;
+use super::{Caller, bearer, session};
+use crate::app::AppState;
+use crate::error::Problem;
+use crate::pages;
+
+/// Admits a request to its route, or answers it. What no route matches is not found, and only whoever has a token
+/// is told so.
+pub async fn admit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let access = path.as_ref().and_then(|path| access::of(request.method(), path));
+    if access.is_some_and(|access| open(&state, access)) {
+        return next.run(request).await;
+    }
+    let caller = match identify(&state, request.headers(), request.uri().path()).await {
+        Ok(caller) => caller,
+        Err(Refusal::Missing) if wants_login(&request) => {
+            return Redirect::to(&pages::login_path(request.uri())).into_response();
+        }
+        Err(refusal) => return refusal.problem().into_response(),
+    };
+    let admitted = match (path, access) {
+        (None, _) => Ok(()),
+        (Some(_), Some(access)) => authorize(&state, &caller, access, &mut request).await,
+        (Some(path), None) if access::knows(&path) => Err(Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "the route has other methods; see /docs",
+        )),
+        (Some(_), None) => Err(forbidden(&caller)),
+    };
+    let response = match admitted {
+        Ok(()) => {
+            request.extensions_mut().insert(caller.clone());
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    };
+    let mut response = response;
+    // For what is around the route: a page's head names who looks.
+    response.extensions_mut().insert(caller);
+    response
+}
+
+fn open(state: &AppState, access: &Access) -> bool {
+    match access.who {
+        Who::Anybody => true,
+        Who::Openable(what, _) => state.config.auth.open.contains(&what),
+        Who::Roles(_) => false,
+    }
+}
+
+/// Returns who asks: by the token, or, at what a browser shows, by the session that a token began.
+async fn identify(state: &AppState, headers: &HeaderMap, path: &str) -> Result<Caller, Refusal> {
+    if let Some(token) = bearer(headers)? {
+        return state.auth.verify(token).await.map(|caller| Caller::clone(&caller));
+    }
+    // A cookie is sent by a browser whoever makes it send it: at the API it counts for nothing.
+    if path.starts_with("/v1/") {
+        return Err(Refusal::Missing);
+    }
+    let secret = &state.book.store.identity().secret;
+    session::of(headers, secret, state.config.auth.tls_in_front).ok_or(Refusal::Missing)
+}
+
+/// Whoever opens a page in a browser is shown where to log in.
+fn wants_login(request: &Request) -> bool {
+    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    request.method() == Method::GET
+        && accept.is_some_and(|accept| accept.contains("text/html"))
+        && !request.uri().path().starts_with("/v1/")
+}
+
+async fn authorize(
+    state: &AppState,
+    caller: &Caller,
+    access: &Access,
+    request: &mut Request,
+) -> Result<(), Problem> {
+    let allowed = match access.who {
+        Who::Anybody => true,
+        Who::Roles(roles) | Who::Openable(_, roles) => roles.contains(&caller.role),
+    };
+    if !allowed {
+        // access audit
+        info!(
+            actor = caller.subject,
+            role = caller.role.name(),
+            method = access.method,
+            route = access.path,
+            "refused: the role may not do this"
+        );
+        return Err(forbidden(caller));
+    }
+    if access.whose != Whose::Meeting || caller.only().is_none() {
+        return Ok(());
+    }
+    // What is no id is refused as such.
+    let Some(id) = meeting_in_path(request).await else { return Ok(()) };
+    if caller.sees(owner_of(&state.book.store, id).await?) {
+        return Ok(());
+    }
+    Err(Problem::not_found("meeting_not_found", "there is no such meeting"))
+}
+
+async fn meeting_in_path(request: &mut Request) -> Option<MeetingId> {
+    let parameters = request.extract_parts::<RawPathParams>().await.ok()?;
+    let id = parameters.iter().find(|(name, _)| *name == "id").map(|(_, id)| id.to_owned())?;
+    id.parse::<Uuid>().ok().map(MeetingId::from)
+}
+
+/// Returns whose a meeting is, from the log: the tables may not show it yet. An id is made of owner and file, so
+/// it is whose the first event says, for ever.
+pub(crate) async fn owner_of(store: &EventStore, id: MeetingId) -> Result<Option<Uuid>, sqlx::Error> {
+    let first = BatchLimits { events: 1, bytes: 64 * 1024 };
+    let (events, _) =
+        log::read_aggregate(store.pool(), store.keyring(), "meeting", id.as_uuid(), 0, first).await?;
+    let event = events.first().and_then(|event| event.decode().ok()).map(|recorded| recorded.event);
+    Ok(match event {
+        Some(Event::Meeting(_, MeetingEvent::MeetingRegistered(registered))) => {
+            registered.file.owner.map(|owner: OwnerId| owner.as_uuid())
+        }
+        // Of what cannot be read nobody knows whose it is.
+        Some(Event::Meeting(..) | Event::Profile(..)) | None => None,
+    })
+}
+
+fn forbidden(caller: &Caller) -> Problem {
+    let detail = format!("the role {} may not do this", caller.role.name());
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+}
+
+/// Returns what a request without a token is told.
+pub(super) fn no_token() -> Refusal {
+    Refusal::Missing
+}
+
+impl Refusal {
+    /// Returns what a client is told.
+    pub(crate) fn problem(self) -> Problem {
+        let detail = self.to_string();
+        match self {
+            Self::NoKeys => Problem::unavailable("keys_unavailable", detail),
+            Self::Missing => Problem::unauthorized("token_required", detail, false),
+            Self::Expired => Problem::unauthorized("token_expired", detail, true),
+            Self::Twice
+            | Self::Malformed
+            | Self::TooLong
+            | Self::UnknownKey
+            | Self::Algorithm
+            | Self::Signature
+            | Self::NotYet
+            | Self::Issuer
+            | Self::Audience
+            | Self::Claims(_) => Problem::unauthorized("invalid_token", detail, true),
+        }
+    }
+}
