@@ -1,4 +1,5 @@
-//! Starts a PostgreSQL of its own, runs a command that finds it through the environment, and stops it.
+//! Starts a PostgreSQL of its own, runs a command that finds it through the environment, and stops it. In the end it
+//! looks through all that servers have logged meanwhile: see `tests::logs`.
 //!
 //! `with_services [--durable] COMMAND [ARGUMENT…]`. Without `--durable` the PostgreSQL does not wait for the
 //! disk: the tests kill processes, never the machine.
@@ -7,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use api::embedded::{self, Programs, Reaper, Settings};
+use tests::logs;
 use tokio::process::Command;
 
 #[tokio::main]
@@ -18,6 +20,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
 
     let directory = tempfile::tempdir().context("cannot make a directory for PostgreSQL")?;
+    // Whoever names the file can read it afterwards.
+    let log = std::env::var_os(logs::LOGS).map_or_else(|| directory.path().join("log"), Into::into);
+    std::fs::write(&log, "").context("cannot write the file for what is logged")?;
     let settings = Settings {
         data_dir: directory.path().join("data"),
         programs: Programs::Find,
@@ -33,6 +38,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         // Made by the first who needs it.
         .env(tests::MASTER_KEY_FILE, directory.path().join("keys/master.key"))
         .env(tests::tokens::SIGNING_KEY_FILE, directory.path().join("keys/signing.key"))
+        .env(logs::LOGS, &log)
         .spawn()
         .with_context(|| format!("cannot run {}", program.display()))?;
     // Ctrl-C reaches the command by itself; we stay to clean up after it.
@@ -43,6 +49,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
     };
     services.leave().await.context("cannot stop PostgreSQL")?;
+    let leaks = logs::leaks(&log, &[]).context("cannot read what was logged")?;
+    if !leaks.is_empty() {
+        bail!("personal data or secrets were logged:\n{}", leaks.join("\n"));
+    }
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 

@@ -1,0 +1,89 @@
+//! Everything that reads bytes from elsewhere, by name: `tests/fuzz` sends each of them anything. What reads such
+//! bytes and is not here is not tried.
+
+use crate::as_of::AsOf;
+use crate::audit::{ActorFilter, Moment};
+use crate::config;
+use crate::extract::{Cursor, PositionCursor};
+use crate::import::rttm;
+use crate::{profile, routes};
+
+/// What became of bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// They were taken; read again, what is in here gives the same.
+    Taken(Option<String>),
+    /// They were refused, and this is what whoever sent them is told.
+    Refused(String),
+}
+
+/// Something that reads bytes.
+pub struct Reader {
+    /// Names it, and its corpus.
+    pub name: &'static str,
+    /// Whether a refusal may repeat what was sent: what an operator writes, and is told in a terminal.
+    pub quotes: bool,
+    /// Reads them.
+    pub read: Box<dyn Fn(&[u8]) -> Read>,
+}
+
+/// Returns all of them.
+pub fn readers() -> Vec<Reader> {
+    let mut readers = vec![
+        reader("rttm", |bytes| match rttm::parse(bytes, "fuzz.rttm") {
+            Ok(_) => Read::Taken(None),
+            Err(error) => Read::Refused(error.to_string()),
+        }),
+        text("cursor", |text| Cursor::try_from(text).map(|cursor| cursor.to_string())),
+        text("position_cursor", |text| PositionCursor::try_from(text).map(|cursor| cursor.to_string())),
+        text("as_of", |text| {
+            AsOf::try_from(text).map(|as_of| match as_of {
+                AsOf::Position(position) => position.to_string(),
+                AsOf::Time(time) => time.to_rfc3339(),
+            })
+        }),
+        text("moment", |text| Moment::try_from(text).map(|moment| moment.0.to_rfc3339())),
+        text("actor", |text| {
+            let written = |actor: ActorFilter| match actor.kind {
+                Some(kind) => format!("{kind}:{}", actor.id),
+                None => actor.id,
+            };
+            ActorFilter::try_from(text).map(written)
+        }),
+        reader("policies", |bytes| match std::str::from_utf8(bytes).map(str::trim) {
+            // Anything else is the name of a file.
+            Ok(text) if text.starts_with(['[', '{']) => match config::policies(text) {
+                Ok(_) => Read::Taken(None),
+                Err(error) => Read::Refused(error),
+            },
+            Ok(_) | Err(_) => Read::Refused(String::new()),
+        }),
+        reader("profile_line", |bytes| match profile::parse_line(bytes) {
+            Ok(_) => Read::Taken(None),
+            Err(error) => Read::Refused(error.to_string()),
+        }),
+    ];
+    for (name, read) in routes::readers() {
+        readers.push(reader(name, move |bytes| match read(bytes) {
+            Ok(()) => Read::Taken(None),
+            Err(problem) => Read::Refused(format!("{} {}", problem.code(), problem.detail())),
+        }));
+    }
+    readers
+}
+
+fn reader(name: &'static str, read: impl Fn(&[u8]) -> Read + 'static) -> Reader {
+    let quotes = ["rttm", "policies"].contains(&name);
+    Reader { name, quotes, read: Box::new(read) }
+}
+
+/// Returns a reader of texts; what is no text never reaches it.
+fn text<E: ToString>(name: &'static str, read: impl Fn(String) -> Result<String, E> + 'static) -> Reader {
+    reader(name, move |bytes| match String::from_utf8(bytes.to_vec()) {
+        Ok(text) => match read(text) {
+            Ok(written) => Read::Taken(Some(written)),
+            Err(error) => Read::Refused(error.to_string()),
+        },
+        Err(_) => Read::Refused("not UTF-8".to_owned()),
+    })
+}
