@@ -1,6 +1,6 @@
 //! The HTTP application: the routes, and what is around all of them. From the outside in: metrics, a
-//! request's id and span, panics, who asks and may ([`auth::admit`]), the limits (requests at a time, time, size);
-//! then the route.
+//! request's id and span, what browsers are told, panics, who asks and may ([`auth::admit`]), how much one asks,
+//! the limits (requests at a time, time, size); then the route.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,13 +21,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 use uuid::Uuid;
 
+use crate::access::{Refusal, Refusals};
 use crate::auth::{self, Auth, Caller};
 use crate::book::SharedBook;
 use crate::config::{Part, ServeConfig};
 use crate::error::Problem;
 use crate::extract::REQUEST_ID;
 use crate::matching::Matching;
-use crate::{pages, routes};
+use crate::rate_limit::RateLimit;
+use crate::{pages, routes, security_headers};
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -44,8 +46,14 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// One permit per request under way.
     permits: Arc<Semaphore>,
+    /// How much one caller may ask.
+    rate_limit: RateLimit,
     /// One permit per client that follows the changes, or takes the whole audit.
     pub followers: Arc<Semaphore>,
+    /// Where requests that were refused for want of a right are noted.
+    pub refusals: Refusals,
+    /// What browsers are told about TLS.
+    pub hsts: Option<HeaderValue>,
     /// Cancelled when the server stops: answers that have no end of their own end then.
     pub stopping: CancellationToken,
 }
@@ -62,7 +70,24 @@ impl AppState {
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_requests));
         let followers = Arc::new(Semaphore::new(config.max_followers));
-        Self { book, auth, config: Arc::new(config), matching, metrics, permits, followers, stopping }
+        let (refusals, noting) = Refusals::new(book.pool().clone(), book.shutdown.clone());
+        book.tasks.spawn(noting);
+        let rate_limit = RateLimit::new(config.rate_limit);
+        book.tasks.spawn(rate_limit.clone().forget(book.shutdown.clone()));
+        let hsts = security_headers::hsts(config.hsts);
+        Self {
+            book,
+            auth,
+            config: Arc::new(config),
+            matching,
+            metrics,
+            permits,
+            rate_limit,
+            followers,
+            hsts,
+            refusals,
+            stopping,
+        }
     }
 }
 
@@ -111,7 +136,7 @@ impl Modify for Bearer {
 /// Returns the whole application.
 pub fn app(state: AppState) -> Router {
     let guarded = inside(&state).layer(middleware::from_fn_with_state(state.clone(), auth::admit));
-    around(guarded).with_state(state)
+    around(guarded, &state).with_state(state)
 }
 
 /// Returns the application without anybody at its door: each request is taken for `caller`'s. It is what the
@@ -123,7 +148,7 @@ pub fn unguarded(state: AppState, caller: Caller) -> Router {
         next.run(request).await
     };
     let unguarded = inside(&state).layer(middleware::from_fn_with_state(caller, admit));
-    around(unguarded).with_state(state)
+    around(unguarded, &state).with_state(state)
 }
 
 /// Returns the routes with what is inside of authentication.
@@ -144,17 +169,19 @@ fn inside(state: &AppState) -> Router<AppState> {
                 "the route has other methods; see /docs",
             )
         })
+        .layer(middleware::from_fn_with_state(state.clone(), limit_rate))
 }
 
 /// Adds what is outside of authentication.
-fn around(routes: Router<AppState>) -> Router<AppState> {
+fn around(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
     routes
         .layer(CatchPanicLayer::custom(|_| {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
                 .into_response()
         }))
         .layer(middleware::from_fn(pages::dress))
-        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn_with_state(state.clone(), security_headers::add))
+        .layer(middleware::from_fn_with_state(state.clone(), observe))
 }
 
 /// Returns the application of a process that does no API work: health and metrics.
@@ -165,7 +192,8 @@ pub fn operations_app(state: AppState) -> Router {
             Problem::not_found("route_not_found", "this process serves health and metrics only")
         })
         .layer(middleware::from_fn_with_state(state.clone(), auth::admit))
-        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn_with_state(state.clone(), security_headers::add))
+        .layer(middleware::from_fn_with_state(state.clone(), observe))
         .with_state(state)
 }
 
@@ -180,6 +208,7 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(routes::cache::router())
         .merge(routes::erasures::router())
         .merge(routes::audit::router())
+        .merge(routes::access::router())
         .merge(routes::changes::router())
         .merge(routes::rebuilds::router())
         .split_for_parts();
@@ -195,6 +224,17 @@ fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
 /// Returns the OpenAPI document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     api().2
+}
+
+/// Bounds how much one caller asks. Whoever needs no token is nobody known, and not counted.
+async fn limit_rate(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    if let Some(caller) = request.extensions().get::<Caller>()
+        && let Err(seconds) = state.rate_limit.check(caller.kind.name(), &caller.subject)
+    {
+        metrics::counter!("minutebook_rate_limited_total").increment(1);
+        return Problem::too_fast(seconds).into_response();
+    }
+    next.run(request).await
 }
 
 /// Bounds how many requests are under way and how long each takes. A command that was cut off may have
@@ -216,7 +256,7 @@ async fn limit(State(state): State<AppState>, request: Request, next: Next) -> R
 
 /// Gives each request an id and a span, and measures it. The span has the route, not the path: a path may
 /// hold a cache key.
-async fn observe(mut request: Request, next: Next) -> Response {
+async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
     request.headers_mut().insert(REQUEST_ID, id.clone());
@@ -227,6 +267,12 @@ async fn observe(mut request: Request, next: Next) -> Response {
 
     let mut response = next.run(request).instrument(span.clone()).await;
 
+    if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        && let Some(problem) = response.extensions().get::<Problem>()
+    {
+        let who = response.extensions().get::<Caller>().map(Caller::who);
+        state.refusals.put(Refusal { who, route: format!("{method} {route}"), code: problem.code() });
+    }
     let status = response.status().as_u16().to_string();
     let elapsed = started.elapsed();
     span.in_scope(|| debug!(status, elapsed_ms = elapsed.as_secs_f64() * 1000.0, "answered"));

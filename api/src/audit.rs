@@ -7,12 +7,13 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use domain::ids::{MeetingId, ProfileId};
 use domain::speaker::LinkedBy;
 use event_store::log;
+use projections::access::{Access, What, Who, record};
 use projections::audit::{self, Reassignment, ReassignmentFilter};
 use projections::freshness;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::access::{self, AccessArgs};
 use crate::book::Book;
 use crate::cli::Done;
 use crate::extract::is_opaque;
@@ -31,9 +33,12 @@ const PAGE: i64 = 500;
 /// How long the tables may take to show what is in the log.
 const SHOWN_WITHIN: Duration = Duration::from_secs(60);
 
-/// Which reassignments to print, and how.
+/// Which reassignments to print, and how; or what else there is.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct AuditArgs {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Only those from or to this person
     #[arg(long, value_name = "ID")]
     profile: Option<ProfileId>,
@@ -60,10 +65,20 @@ pub struct AuditArgs {
     format: Format,
 }
 
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Print who had access to what few may see, and who was turned away, the newest first
+    Access(AccessArgs),
+}
+
+/// How rows are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub enum Format {
+    /// For people.
     Table,
+    /// As RFC 4180 has it.
     Csv,
+    /// One object a line.
     Json,
 }
 
@@ -282,8 +297,15 @@ fn inert(cell: &str) -> String {
 
 /// Prints what was asked for.
 pub async fn run(book: &Book, args: AuditArgs) -> anyhow::Result<Done> {
+    let AuditArgs { other, profile, actor, meeting, from, to, previous_by, limit, format } = args;
+    if let Some(Other::Access(args)) = other {
+        return access::run(book, args).await;
+    }
     show_all(book).await?;
-    let AuditArgs { profile, actor, meeting, from, to, previous_by, limit, format } = args;
+    if format == Format::Csv {
+        let export = Access::allowed(Who::operator(), What::ExportAudit, None);
+        record(book.pool(), &export).await?;
+    }
     let (actor_kind, actor) = actor.map_or((None, None), |actor| (actor.kind, Some(actor.id)));
     let filter = ReassignmentFilter {
         profile: profile.map(|id| id.as_uuid()),

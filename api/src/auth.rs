@@ -21,6 +21,7 @@ use axum::http::request::Parts;
 use domain::ids::OwnerId;
 use event_store::command_bus::Context;
 use lru::LruCache;
+use projections::access::Who;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -76,6 +77,11 @@ impl Caller {
     /// Returns in whose name a command is.
     pub fn context(&self) -> Context {
         Context { actor: self.subject.clone(), actor_kind: self.kind.name().to_owned(), ..Context::default() }
+    }
+
+    /// Returns who that is to the audit of access.
+    pub fn who(&self) -> Who {
+        Who { id: self.subject.clone(), kind: self.kind.name().to_owned(), role: self.role.name().to_owned() }
     }
 
     /// Returns for how long from now on the caller is somebody.
@@ -234,7 +240,7 @@ impl Auth {
 }
 
 /// Returns the token that a request has in its `Authorization`.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {

@@ -265,6 +265,36 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_MAX_REQUESTS", default_value_t = 1024, value_name = "N")]
     pub max_requests: usize,
 
+    /// The longest that the head of a request may take, in seconds; also how long a connection may be idle
+    #[arg(long, env = "MINUTEBOOK_HEAD_TIMEOUT", default_value = "20", value_parser = seconds, value_name = "SECONDS",
+          hide_short_help = true)]
+    pub head_timeout: Duration,
+
+    /// The most connections of clients at a time; further clients wait
+    #[arg(long, env = "MINUTEBOOK_MAX_CLIENTS", default_value_t = 4096, value_name = "N",
+          value_parser = at_least_one, hide_short_help = true)]
+    pub max_clients: usize,
+
+    /// For how many seconds browsers are told to come by TLS only, where TLS ends in front; 0 tells them nothing
+    #[arg(
+        long,
+        env = "MINUTEBOOK_HSTS",
+        default_value_t = 0,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub hsts: u64,
+
+    /// The most requests of one caller a second; one more is answered 429. 0 is no limit
+    #[arg(
+        long,
+        env = "MINUTEBOOK_RATE_LIMIT",
+        default_value_t = 2000,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    pub rate_limit: u32,
+
     /// How often expired rows are cleared away, in seconds
     #[arg(long, env = "MINUTEBOOK_SWEEP_INTERVAL", default_value = "300", value_parser = seconds, value_name = "SECONDS")]
     pub sweep_interval: Duration,
@@ -273,6 +303,11 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_RETENTION_DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500),
           value_name = "DAYS")]
     pub retention_days: Option<u32>,
+
+    /// For how many days the audit of access is kept, 30 at least
+    #[arg(long, env = "MINUTEBOOK_ACCESS_KEPT_DAYS", default_value_t = 365, value_name = "DAYS",
+          value_parser = clap::value_parser!(u32).range(30..=36_500), hide_short_help = true)]
+    pub access_kept_days: u32,
 
     /// The most clients that follow /v1/changes or fetch the audit as CSV at a time; one more is answered 429
     #[arg(long, env = "MINUTEBOOK_MAX_FOLLOWERS", default_value_t = 256, value_name = "N")]
@@ -366,8 +401,8 @@ pub fn policies(text: &str) -> Result<Policies, String> {
     };
     let deserializer = &mut serde_json::Deserializer::from_str(&json);
     let texts: Vec<PolicyText> = serde_path_to_error::deserialize(deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        format!("a list of policies is expected, at {path}: {}", error.inner())
+        let problem = format!("at {}: {}", error.path(), error.inner());
+        format!("a list of policies is expected, {}", problem.chars().take(300).collect::<String>())
     })?;
     let mut policies = Vec::<Policy>::new();
     for text in texts {
@@ -412,6 +447,10 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "must be a number from 1 on".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

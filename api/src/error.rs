@@ -103,6 +103,15 @@ impl Problem {
         Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail) }
     }
 
+    /// Returns a 429: one caller asks too much in too short a time.
+    pub fn too_fast(seconds: u32) -> Self {
+        let detail = "you ask more a second than this server takes from one caller; come back a little later";
+        Self {
+            retry_after: Some(seconds),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+        }
+    }
+
     /// Returns a 500, and logs its cause, which the client does not get to see.
     pub fn internal(cause: &(dyn StdError + 'static)) -> Self {
         error!(error = cause, "a request failed");

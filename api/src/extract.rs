@@ -86,6 +86,22 @@ pub fn form_key(state: &AppState, context: &Context, path: &str, key: Uuid, said
     IdempotencyKey { command_id, request_hmac }
 }
 
+/// Something that reads what a client sent; by name, for the tests that send it anything.
+pub type Reader = (&'static str, fn(&[u8]) -> Result<(), Problem>);
+
+/// Reads a command's body.
+pub fn read_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<(), Problem> {
+    parse_body::<T>(bytes)?;
+    canonical(bytes).map(drop)
+}
+
+/// Reads a query string.
+pub fn read_query<T: DeserializeOwned>(bytes: &[u8]) -> Result<(), Problem> {
+    let uri = Uri::try_from([b"/?", bytes].concat());
+    let uri = uri.map_err(|_| Problem::invalid("invalid_query", "it cannot stand in an address"))?;
+    QueryOf::<T>::of(&uri).map(drop)
+}
+
 fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize::<_, Object<T>>(&mut deserializer);
@@ -104,7 +120,13 @@ fn body_error(path: &str, error: &serde_json::Error, bytes: &[u8]) -> Problem {
     }
     // The place is a path here; serde_json adds line and column.
     let message = error.to_string();
-    let message = message.split_once(" at line ").map_or(&*message, |(message, _)| message);
+    let message = message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
+    // What a client calls a field may be as personal as a value, and of any length.
+    let path = match unknown_field(message) {
+        Some(name) => path.strip_suffix(name).unwrap_or_default().trim_end_matches('.'),
+        None => path,
+    };
+    let path = if path.is_empty() { "." } else { path };
     let message = without_values(message);
     // Our own messages begin with the field's name.
     let named = path.rsplit('.').next().is_some_and(|field| message.starts_with(field));
@@ -141,12 +163,23 @@ fn without_values(message: &str) -> String {
         }
         (_, _) => message.to_owned(),
     };
+    if let Some(name) = unknown_field(&shown) {
+        return shown.replacen(&format!("field `{name}`"), "field", 1);
+    }
     match (shown.find("unknown variant `"), shown.rfind("`, expected ")) {
         (Some(start), Some(end)) if start < end => {
             format!("{}unknown value{}", &shown[..start], &shown[end + 1..])
         }
         (_, _) => shown,
     }
+}
+
+/// Returns the name of a field that serde did not know.
+fn unknown_field(message: &str) -> Option<&str> {
+    let start = message.find("unknown field `")? + "unknown field `".len();
+    let end = message.rfind("`, expected ").or_else(|| message.rfind("`, there are no fields"))?;
+    // What is expected is listed between backticks too, and follows the first end.
+    message.get(start..end).map(|name| name.split_once("`, expected ").map_or(name, |(name, _)| name))
 }
 
 fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
@@ -489,6 +522,12 @@ mod tests {
         assert_eq!(message, "invalid type: string …, expected u32");
         let message = without_values("unknown variant `Ada`, expected one of `a`, `b`");
         assert_eq!(message, "unknown value, expected one of `a`, `b`");
+        let message = without_values("unknown field `Ada`, expected one of `a`, `b`");
+        assert_eq!(message, "unknown field, expected one of `a`, `b`");
+        assert_eq!(
+            without_values("unknown field `Ada`, there are no fields"),
+            "unknown field, there are no fields"
+        );
     }
 
     #[test]

@@ -1,12 +1,22 @@
 //! Everything that reads bytes from elsewhere, by name: `tests/fuzz` sends each of them anything. What reads such
 //! bytes and is not here is not tried.
 
+use axum::http::{HeaderMap, HeaderValue, header};
+use domain::ids::LogSecret;
+use uuid::Uuid;
+
 use crate::as_of::AsOf;
 use crate::audit::{ActorFilter, Moment};
+use crate::auth::keys::{KeySet, SigningKey};
+use crate::auth::token::{self, Rules};
+use crate::auth::{Caller, Kind, Role, bearer, session};
 use crate::config;
 use crate::extract::{Cursor, PositionCursor};
 use crate::import::rttm;
 use crate::{profile, routes};
+
+/// From whom and for whom tokens are.
+const ISSUER: &str = "minutebook";
 
 /// What became of bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,13 +33,17 @@ pub struct Reader {
     pub name: &'static str,
     /// Whether a refusal may repeat what was sent: what an operator writes, and is told in a terminal.
     pub quotes: bool,
+    /// Inputs to begin with that no file can keep: they expire.
+    pub seeds: Vec<Vec<u8>>,
     /// Reads them.
     pub read: Box<dyn Fn(&[u8]) -> Read>,
 }
 
-/// Returns all of them.
-pub fn readers() -> Vec<Reader> {
+/// Returns all of them. `key` signs a token to begin with, and is the only one known.
+pub fn readers(key: &SigningKey) -> Vec<Reader> {
     let mut readers = vec![
+        tokens(key),
+        sessions(),
         reader("rttm", |bytes| match rttm::parse(bytes, "fuzz.rttm") {
             Ok(_) => Read::Taken(None),
             Err(error) => Read::Refused(error.to_string()),
@@ -72,9 +86,50 @@ pub fn readers() -> Vec<Reader> {
     readers
 }
 
+/// What stands in `Authorization`.
+fn tokens(key: &SigningKey) -> Reader {
+    let keys = KeySet::new(vec![key.verifying_key()], 0, true);
+    let rules = Rules::new(ISSUER, ISSUER);
+    let exp = token::now() + 3600;
+    let said = serde_json::json!({"sub": "a", "role": "admin", "iss": ISSUER, "aud": ISSUER, "exp": exp});
+    let seed = key.sign(&said).map(|token| format!("Bearer {token}").into_bytes());
+    let read = move |bytes: &[u8]| {
+        let Ok(value) = HeaderValue::from_bytes(bytes) else { return Read::Refused("no header".to_owned()) };
+        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
+        match bearer(&headers).map(|token| token.map(|token| rules.verify(token, &keys))) {
+            Ok(Some(Ok(_))) => Read::Taken(None),
+            Ok(None) => Read::Refused(String::new()),
+            Ok(Some(Err(refusal))) | Err(refusal) => Read::Refused(refusal.to_string()),
+        }
+    };
+    Reader { seeds: seed.into_iter().collect(), ..reader("token", read) }
+}
+
+/// What stands in `Cookie`.
+fn sessions() -> Reader {
+    let secret = LogSecret::new([7; 32]);
+    let caller = Caller {
+        subject: "a".to_owned(),
+        kind: Kind::Person,
+        role: Role::Member,
+        owner: Some(Uuid::from_u128(7).into()),
+        expires_at: token::now() + 3600,
+    };
+    let cookie = session::begin(&caller, &secret, false);
+    let seed = cookie.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
+    let read = move |bytes: &[u8]| {
+        let Ok(value) = HeaderValue::from_bytes(bytes) else { return Read::Refused("no header".to_owned()) };
+        match session::of(&HeaderMap::from_iter([(header::COOKIE, value)]), &secret, false) {
+            Some(_) => Read::Taken(None),
+            None => Read::Refused("no session".to_owned()),
+        }
+    };
+    Reader { seeds: vec![seed], ..reader("session", read) }
+}
+
 fn reader(name: &'static str, read: impl Fn(&[u8]) -> Read + 'static) -> Reader {
     let quotes = ["rttm", "policies"].contains(&name);
-    Reader { name, quotes, read: Box::new(read) }
+    Reader { name, quotes, seeds: vec![], read: Box::new(read) }
 }
 
 /// Returns a reader of texts; what is no text never reaches it.

@@ -6,6 +6,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+pub mod access;
 pub mod app;
 pub mod as_of;
 pub mod audit;
@@ -15,6 +16,7 @@ pub mod book;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod demo;
 pub mod embedded;
 pub mod erase;
@@ -22,6 +24,7 @@ pub mod error;
 pub mod events;
 pub mod extract;
 pub mod file_rules;
+pub mod foreign;
 pub mod import;
 pub mod keys;
 pub mod matching;
@@ -30,9 +33,11 @@ pub mod parked;
 pub mod profile;
 pub mod proposals;
 pub mod publish;
+pub mod rate_limit;
 pub mod rebuild;
 pub mod retention;
 pub mod routes;
+pub mod security_headers;
 pub mod serve;
 pub mod speakers;
 pub mod status;

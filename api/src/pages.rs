@@ -149,6 +149,11 @@ pub async fn dress(request: Request, next: Next) -> Response {
     if let Some(challenge) = challenge {
         dressed.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     }
+    // What is around it still notes who was refused what.
+    if let Some(caller) = response.extensions().get::<Caller>() {
+        dressed.extensions_mut().insert(caller.clone());
+    }
+    dressed.extensions_mut().insert(problem);
     dressed.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     dressed
 }

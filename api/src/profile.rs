@@ -50,7 +50,7 @@ pub struct ImportArgs {
 /// One person.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+pub struct Line {
     /// Without one it comes from the name, so that the same line again is the same person.
     id: Option<ProfileId>,
     name: DisplayName,
@@ -136,23 +136,11 @@ impl Import<'_> {
 
     /// Enters one person; returns how many events that took.
     async fn line(&mut self, line: &[u8]) -> anyhow::Result<usize> {
-        if line.len() as u64 > LONGEST_LINE {
-            bail!("the line is longer than {LONGEST_LINE} bytes");
-        }
-        // serde quotes what it did not expect, which may be a name.
-        let Ok(Line { id, name, samples }) = serde_json::from_slice(line) else {
-            bail!(
-                "must be an object with name, and perhaps id and samples (each with model, vector, and perhaps \
-                 source), all of them valid"
-            )
-        };
+        let Line { id, name, samples } = parse_line(line)?;
         let secret = &self.book.store.identity().secret;
         let id = id.unwrap_or_else(|| secret.uuid(&[b"profile", name.as_str().as_bytes()]).into());
         if !self.seen.insert(id) {
             bail!("an earlier line is of the same person; people of one name are told apart by id");
-        }
-        if samples.len() > MAX_SAMPLES {
-            bail!("a profile has at most {MAX_SAMPLES} voice samples");
         }
         let voices = samples.into_iter().map(|Sample { model, vector, source }| {
             let voice = self.models.voice(model, &vector)?;
@@ -178,6 +166,24 @@ impl Import<'_> {
         }
         Ok(events)
     }
+}
+
+/// Reads one person. What is refused is not repeated: it may be a name.
+pub fn parse_line(line: &[u8]) -> anyhow::Result<Line> {
+    if line.len() as u64 > LONGEST_LINE {
+        bail!("the line is longer than {LONGEST_LINE} bytes");
+    }
+    // serde quotes what it did not expect.
+    let Ok(line) = serde_json::from_slice::<Line>(line) else {
+        bail!(
+            "must be an object with name, and perhaps id and samples (each with model, vector, and perhaps \
+             source), all of them valid"
+        )
+    };
+    if line.samples.len() > MAX_SAMPLES {
+        bail!("a profile has at most {MAX_SAMPLES} voice samples");
+    }
+    Ok(line)
 }
 
 fn context() -> Context {

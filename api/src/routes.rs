@@ -1,5 +1,6 @@
 //! The routes: each extracts, makes a command or asks a table, and responds. They decide nothing.
 
+pub mod access;
 pub mod audit;
 pub mod cache;
 pub mod changes;
@@ -20,8 +21,22 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use crate::as_of::AsOfQuery;
 use crate::error::Problem;
-use crate::extract::etag;
+use crate::extract::{Reader, etag, read_query};
+
+/// Returns all that reads bodies and query strings.
+pub fn readers() -> Vec<Reader> {
+    let bodies =
+        [meetings::BODIES, speakers::BODIES, pending_corrections::BODIES, profiles::BODIES, rebuilds::BODIES];
+    let queries: &[Reader] = &[
+        ("query_meetings", read_query::<meetings::ListQuery>),
+        ("query_audit", read_query::<audit::AuditQuery>),
+        ("query_access", read_query::<access::AccessQuery>),
+        ("query_as_of", read_query::<AsOfQuery>),
+    ];
+    [bodies.concat(), queries.to_vec()].concat()
+}
 
 /// What an accepted command answers with.
 #[derive(Debug, Serialize, ToSchema)]

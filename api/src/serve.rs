@@ -1,18 +1,17 @@
 //! `serve`: everything in one process, or a part of it.
 
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use axum::serve::Listener;
+use chrono::TimeDelta;
 use projections::sweeper;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -21,14 +20,12 @@ use crate::auth::Auth;
 use crate::book::Book;
 use crate::cli::Done;
 use crate::config::{DatabaseConfig, Part, ServeConfig};
+use crate::connections::{self, Bounds};
 use crate::matching::Matching;
 use crate::{retention, telemetry, terminal};
 
 /// How long after the signal to stop a request may still be under way, beyond the time that any may take.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// How long a client may leave an answer unread.
-const UNREAD: Duration = Duration::from_secs(10);
 
 /// Serves until the signal to stop.
 pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Result<Done> {
@@ -77,7 +74,12 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     if projects {
         book.start_projector();
         book.start_erasures();
-        let sweeping = sweeper::run(book.pool().clone(), config.sweep_interval, book.shutdown.clone());
+        let sweeping = sweeper::run(
+            book.pool().clone(),
+            config.sweep_interval,
+            TimeDelta::days(config.access_kept_days.into()),
+            book.shutdown.clone(),
+        );
         book.tasks.spawn(sweeping);
         if let Some(days) = config.retention_days {
             let erasing = retention::run(book.store.clone(), book.bus.clone(), days, book.shutdown.clone());
@@ -88,6 +90,7 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         book.start_publisher(stream);
     }
     let longest = config.request_timeout;
+    let bounds = Bounds { clients: config.max_clients, head: config.head_timeout };
     let stopping = CancellationToken::new();
     if answers {
         let following = matching.voices.clone().follow(book.store.clone(), book.shutdown.clone());
@@ -97,9 +100,7 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     let voices = matching.voices.clone();
     let state = AppState::new(Arc::clone(&book), auth, config, matching, metrics, stopping.clone());
     let router = if answers { app(state) } else { operations_app(state) };
-    let serving = axum::serve(PatientListener(listener), router)
-        .with_graceful_shutdown(stopping.clone().cancelled_owned());
-    let mut serving = tokio::spawn(serving.into_future());
+    let mut serving = tokio::spawn(connections::serve(listener, router, bounds, stopping.clone()));
     // Health is served from the start; whoever reads this finds everything ready.
     let welcoming = async {
         if answers {
@@ -124,28 +125,6 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
     };
     book.close().await;
     result.map(|()| Done::Whole)
-}
-
-/// Accepts connections on which a client that stops reading is dropped: it must not hold its answer, and
-/// with it memory, for ever.
-struct PatientListener(TcpListener);
-
-impl Listener for PatientListener {
-    type Io = Pin<Box<TimeoutStream<TcpStream>>>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, address) = Listener::accept(&mut self.0).await;
-        // Answers are small: they should not wait for one another.
-        let _ = stream.set_nodelay(true);
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(UNREAD));
-        (Box::pin(stream), address)
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
 }
 
 /// Lets the requests under way finish. The appender and the projector run on until then: a command may be

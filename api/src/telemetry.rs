@@ -60,6 +60,10 @@ fn describe() {
         "Up to which position the broker has lost events; 0 if it has not"
     );
     describe_gauge!("minutebook_publish_healthy", "1 unless the publisher waits or refuses to go on");
+    describe_counter!(
+        "minutebook_refusals_not_noted_total",
+        "Refused requests that came too fast for the audit of access"
+    );
     describe_gauge!("minutebook_log_head", "The newest position of the log");
     describe_gauge!("minutebook_projection_position", "The last position that the tables show");
     describe_gauge!("minutebook_projection_lag_events", "Events that the tables do not show yet");

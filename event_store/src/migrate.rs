@@ -21,6 +21,7 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
         migration(6, "voice followers", include_str!("../../migrations/0006_voice_followers.sql")),
         migration(7, "keys", include_str!("../../migrations/0007_keys.sql")),
         migration(8, "roles", include_str!("../../migrations/0008_roles.sql")),
+        migration(9, "access", include_str!("../../migrations/0009_access.sql")),
         migration(10, "erasures", include_str!("../../migrations/0010_erasures.sql")),
     ];
     // sqlx keeps its list of what was applied in the first schema of the search_path: always the same one.

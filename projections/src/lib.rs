@@ -3,6 +3,7 @@
 //! [`fold`](fold::fold) turns events into rows in memory and knows no database; `tables` reads and writes
 //! rows, set by set; [`projector`] is the live way from the log through the fold to the tables.
 
+pub mod access;
 pub mod audit;
 pub mod backup;
 mod changes;

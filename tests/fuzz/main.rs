@@ -13,7 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use api::foreign::{Read, Reader, readers};
+use api::auth::keys::SigningKey;
+use api::foreign::{self, Read, Reader};
 use fastrand::Rng;
 
 /// How long one input of at most [`LARGEST`] bytes may take: more is a way to keep a server busy.
@@ -22,6 +23,11 @@ const SLOW: Duration = Duration::from_secs(2);
 const LARGEST: usize = 64 * 1024;
 /// How many inputs a corpus has at most.
 const KEPT: usize = 200;
+fn readers() -> Vec<Reader> {
+    let directory = tempfile::tempdir().unwrap();
+    foreign::readers(&SigningKey::open_or_make(&directory.path().join("signing.key")).unwrap())
+}
+
 /// What no answer may repeat: whatever was sent may be personal.
 const SECRET: &str = "Lovelace";
 
@@ -129,7 +135,8 @@ fn whatever_is_sent_is_taken_or_refused_and_nothing_breaks() {
 
 #[test]
 fn every_corpus_has_a_reader() {
-    let names = readers().iter().map(|reader| reader.name.to_owned()).collect::<BTreeSet<_>>();
+    let readers = readers();
+    let names = readers.iter().map(|reader| reader.name.to_owned()).collect::<BTreeSet<_>>();
     let corpora = std::fs::read_dir(corpus("")).unwrap();
     let corpora =
         corpora.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<BTreeSet<_>>();
@@ -138,7 +145,12 @@ fn every_corpus_has_a_reader() {
 
 #[test]
 fn what_breaks_is_noticed() {
-    let reader = |read: fn(&[u8]) -> Read| Reader { name: "nobody", quotes: false, read: Box::new(read) };
+    let reader = |read: fn(&[u8]) -> Read| Reader {
+        name: "nobody",
+        quotes: false,
+        seeds: vec![],
+        read: Box::new(read),
+    };
     std::panic::set_hook(Box::new(|_| {}));
     let panics =
         check(&reader(|bytes| if bytes.len() > 3 { panic!("too long") } else { Read::Taken(None) }), b"abcd");
@@ -160,6 +172,7 @@ fn try_out(reader: &Reader, share: Duration, seed: u64) -> Result<Tried, String>
     let mut random = Rng::with_seed(seed);
     let started = Instant::now();
     let mut pool = stored(reader.name);
+    pool.extend(reader.seeds.iter().cloned());
     let mut kinds = BTreeMap::<String, usize>::new();
     let mut tried = Tried { inputs: 0, taken: 0, kinds: 0 };
     let keep = std::env::var_os("MINUTEBOOK_FUZZ_KEEP").is_some();

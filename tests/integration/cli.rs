@@ -55,6 +55,7 @@ pub(crate) async fn run(command: &mut Command) -> Ran {
     let output = timeout(PATIENCE, command.output()).await.expect("the command does not end").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let ran = Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
+    tests::logs::keep(&ran.stderr);
     for text in [&ran.stdout, &ran.stderr] {
         assert!(!text.contains('\x1b'), "a pipe gets no terminal's codes: {text:?}");
     }

@@ -1,5 +1,7 @@
 //! HTTP, through the built program: what a client sends, what it gets, and what the log then says.
 
+mod access;
+mod attack;
 mod audit;
 mod bad_input;
 pub(crate) mod contract;
@@ -13,6 +15,7 @@ mod metrics;
 mod naming;
 mod parked;
 mod provenance;
+mod schemathesis;
 mod shutdown;
 mod speakers;
 mod time_travel;

@@ -18,6 +18,7 @@ mod http;
 mod import;
 mod kill;
 mod log;
+mod logs;
 mod nats_harness;
 mod openapi;
 mod pages;

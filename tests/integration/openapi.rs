@@ -26,6 +26,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     GET /healthz -> 200
     GET /metrics -> 200
     GET /readyz -> 200 503
+    GET /v1/audit/access -> 200 401 403 404 422 429 503
     GET /v1/audit/speaker-reassignments -> 200 401 403 404 422 429 503
     GET /v1/cache/{key} -> 200 401 403 404 422 429 503
     GET /v1/changes -> 200 401 403 404 409 422 429 503

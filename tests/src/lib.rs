@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod bench;
 pub mod clock;
+pub mod logs;
 pub mod nats;
 pub mod real_voices;
 pub mod server;

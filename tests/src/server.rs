@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::{TestDatabase, tokens};
+use crate::{TestDatabase, logs, tokens};
 
 /// How long a server may take to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +43,7 @@ impl Server {
             .args(arguments)
             .env("DATABASE_URL", &database.url)
             .env(tokens::SIGNING_KEY_FILE, tokens::signing_key_file())
+            .env("MINUTEBOOK_LOG", logs::FILTER)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -53,6 +54,7 @@ impl Server {
         let find_url = async {
             let mut seen = Vec::new();
             while let Some(line) = lines.next_line().await.unwrap() {
+                logs::keep(&line);
                 if let Some((_, rest)) =
                     line.split_once("is at http://").or(line.split_once("health is at http://"))
                 {
@@ -65,7 +67,11 @@ impl Server {
         };
         let url = timeout(PATIENCE, find_url).await.unwrap();
         // A pipe that nobody empties would stop the server when it is full.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                logs::keep(&line);
+            }
+        });
         Self { child, url, client: client(&tokens::usual()) }
     }
 

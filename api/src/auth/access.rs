@@ -103,6 +103,7 @@ pub const TABLE: &[Access] = &[
     row("DELETE", "/v1/profiles/{id}/voice/{sample}", WORK, Common),
     row("POST", "/v1/profiles/{id}/find-past-meetings", REVIEW, Common),
     row("GET", "/v1/audit/speaker-reassignments", AUDIT, Common),
+    row("GET", "/v1/audit/access", AUDIT, Common),
     row("GET", "/v1/erasures", AUDIT, Common),
     row("GET", "/v1/erasures/{id}", AUDIT, Common),
     row("GET", "/v1/erasures/{id}/kept-elsewhere", AUDIT, Common),

@@ -97,7 +97,7 @@ pub struct KeySet {
 }
 
 impl KeySet {
-    pub(super) fn new(keys: Vec<VerifyingKey>, generation: u64, complete: bool) -> Self {
+    pub(crate) fn new(keys: Vec<VerifyingKey>, generation: u64, complete: bool) -> Self {
         Self { keys, generation, complete }
     }
 

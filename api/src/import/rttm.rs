@@ -76,7 +76,8 @@ pub fn read(path: &Path) -> Result<Vec<Recording>, RttmError> {
     parse(reader, &file)
 }
 
-fn parse(mut reader: impl BufRead, file: &str) -> Result<Vec<Recording>, RttmError> {
+/// Reads the recordings of a file that is open already.
+pub fn parse(mut reader: impl BufRead, file: &str) -> Result<Vec<Recording>, RttmError> {
     let mut drafts = BTreeMap::<String, Draft>::new();
     let mut line = Vec::new();
     for number in 1.. {

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use domain::speaker::LinkedBy;
 use futures::stream;
+use projections::access::{self, Access, What};
 use projections::audit::{self, ReassignmentFilter};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 use super::{Page, ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::audit::{ActorFilter, AuditRow, Moment, PreviousBy, Trail, csv_header, csv_rows};
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::extract::{Fresh, Limit, PositionCursor, QueryOf};
 
@@ -90,6 +92,7 @@ impl From<&AuditQuery> for ReassignmentFilter {
     responses((status = 200, content((Page<AuditRow> = "application/json"), (String = "text/csv"))), ReadProblems))]
 async fn speaker_reassignments(
     State(state): State<AppState>,
+    caller: Caller,
     headers: HeaderMap,
     QueryOf(query): QueryOf<AuditQuery>,
     _fresh: Fresh,
@@ -108,6 +111,9 @@ async fn speaker_reassignments(
                 ));
             }
             let permit = state.followers.clone().try_acquire_owned().map_err(|_| Problem::too_many())?;
+            // Before it is given: what cannot be noted is not taken out.
+            let export = Access::allowed(caller.who(), What::ExportAudit, None);
+            access::record(state.book.pool(), &export).await?;
             let filter = ReassignmentFilter::from(&query);
             Ok(csv_answer(Trail::new(state.book.pool().clone(), filter, None), permit))
         }

@@ -33,7 +33,20 @@ use crate::as_of::{AsOf, AsOfQuery};
 use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, Object, PathOf, QueryOf};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, Object, PathOf, QueryOf, Reader, read_body};
+
+/// The bodies that are read here.
+pub(super) const BODIES: &[Reader] = &[
+    ("body_register", read_body::<Register>),
+    ("body_begin", read_body::<Begin>),
+    ("body_fingerprint", read_body::<Fingerprint>),
+    ("body_spoken", read_body::<Spoken>),
+    ("body_speakers", read_body::<Speakers>),
+    ("body_stored_artifact", read_body::<StoredArtifact>),
+    ("body_cached_result", read_body::<CachedResult>),
+    ("body_failure", read_body::<Failure>),
+    ("body_nothing", read_body::<Nothing>),
+];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {

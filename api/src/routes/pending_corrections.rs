@@ -22,7 +22,10 @@ use super::speakers::check_person;
 use super::{CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, PathOf, QueryOf};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, PathOf, QueryOf, Reader, read_body};
+
+/// The bodies that are read here.
+pub(super) const BODIES: &[Reader] = &[("body_dismissal", read_body::<Dismissal>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -25,8 +25,18 @@ use crate::app::AppState;
 use crate::as_of::AsOfQuery;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, NoQuery, PathOf, QueryOf, wait_until_shown};
+use crate::extract::{
+    Command, Cursor, Fresh, Id, Limit, NoQuery, PathOf, QueryOf, Reader, read_body, wait_until_shown,
+};
 use crate::proposals::{self, Proposal};
+
+/// The bodies that are read here.
+pub(super) const BODIES: &[Reader] = &[
+    ("body_new_profile", read_body::<NewProfile>),
+    ("body_new_name", read_body::<NewName>),
+    ("body_new_sample", read_body::<NewSample>),
+    ("body_past_meetings", read_body::<PastMeetings>),
+];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -21,13 +21,17 @@ use uuid::Uuid;
 use super::{CommandAnswer, CommandHeaders, CommandProblems, ReadHeaders, ReadProblems, position_header};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, Id, NoQuery, PathOf, QueryOf};
+use crate::extract::{Command, Fresh, Id, NoQuery, PathOf, QueryOf, Reader, read_body};
 use crate::speakers::{self, MeetingSpeakers};
 
 /// How many of a meeting's events are read at once.
 const BATCH: BatchLimits = BatchLimits { events: 200, bytes: 4 * 1024 * 1024 };
 /// The most decisions that a history shows: the latest.
 const MOST_DECISIONS: usize = 500;
+
+/// The bodies that are read here.
+pub(super) const BODIES: &[Reader] =
+    &[("body_reassignment", read_body::<Reassignment>), ("body_undoing", read_body::<Undoing>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -435,7 +435,7 @@ async fn what_is_hardly_http_is_turned_away_and_the_server_lives_on() {
     // What is sent, and which status comes back.
     let cases = [
         ("NONSENSE\r\n\r\n".to_owned(), "400"),
-        (format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(70_000)), "414"),
+        (format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(70_000)), "431"),
         (format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}\r\n"), "431"),
         (format!("{post}Idempotency-Key: a\0\r\n\r\n"), "400"),
         (format!("{post}Content-Length: many\r\n\r\n"), "400"),
