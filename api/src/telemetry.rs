@@ -60,6 +60,7 @@ fn describe() {
         "Up to which position the broker has lost events; 0 if it has not"
     );
     describe_gauge!("minutebook_publish_healthy", "1 unless the publisher waits or refuses to go on");
+    describe_counter!("minutebook_rate_limited_total", "Requests refused because one caller asked too fast");
     describe_counter!(
         "minutebook_refusals_not_noted_total",
         "Refused requests that came too fast for the audit of access"
