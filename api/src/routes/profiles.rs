@@ -9,6 +9,7 @@ use domain::profile::{DisplayName, Profile, ProfileCommand, ProfileError};
 use domain::voice::{ModelId, SampleSource};
 use event_store::command_bus::Context;
 use event_store::log;
+use projections::access::{self, Access, What};
 use projections::history;
 use projections::queries::{self, ProfileSummary, VoiceSample, VoiceVector};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ use super::{
 };
 use crate::app::AppState;
 use crate::as_of::AsOfQuery;
+use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
 use crate::extract::{
@@ -148,13 +150,17 @@ struct SamplePath {
     responses((status = 200, body = VoiceVector), ReadProblems))]
 async fn vector(
     State(state): State<AppState>,
+    caller: Caller,
     PathOf(SamplePath { id, sample }): PathOf<SamplePath>,
     _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<VoiceVector>, Problem> {
-    // access audit
     match queries::voice_vector(state.book.pool(), id.as_uuid(), sample.as_uuid()).await? {
-        Some(vector) => Ok(Json(vector)),
+        Some(vector) => {
+            let read = Access::allowed(caller.who(), What::ReadVoices, Some(id.to_string()));
+            access::record(state.book.pool(), &read).await?;
+            Ok(Json(vector))
+        }
         None => Err(Problem::not_found("sample_not_found", "there is no such sample of this voice")),
     }
 }

@@ -76,6 +76,23 @@ async fn an_export_is_noted_before_it_is_given_and_a_refusal_with_who_was_refuse
 }
 
 #[tokio::test]
+async fn each_reading_of_a_voice_is_noted_with_whose_it_is() {
+    let scene = Scene::start().await;
+    let person = scene.command("/v1/profiles", json!({"display_name": "Ada"})).await;
+    let sample = json!({"model": "resemblyzer-0.1.4", "vector": vec![0.25; 256]});
+    let path = format!("/v1/profiles/{}/voice", person.id);
+    let enrolled = send(scene.post(&path, &sample)).await;
+    let position = enrolled.expect(201)["position"].as_i64().unwrap();
+    let voice = enrolled.header("location").unwrap().to_owned();
+    scene.read(&voice, position).await;
+    scene.ask(Role::Pipeline, "matcher", &voice).await.expect(200);
+    scene.ask(Role::Reviewer, "reviewer-7", &voice).await.is_problem(403, "forbidden");
+    let read = scene.noted(&format!("what=read_voices&target={}", person.id)).await;
+    let who = read.iter().map(|row| row["who"].as_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(who, ["matcher", "local"]);
+}
+
+#[tokio::test]
 async fn whoever_is_refused_without_end_is_counted_and_fills_nothing() {
     let scene = Scene::start().await;
     let client = reqwest::Client::new();
