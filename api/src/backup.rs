@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use projections::access::{Access, What, Who, record};
 use projections::backup::{self, Backup, Erasures};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,7 @@ pub enum Epoch {
 pub async fn backup(book: &Book, args: &BackupArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
     let working = async {
         if let Some(dir) = &args.dir {
+            record(book.pool(), &Access::allowed(Who::operator(), What::Backup, None)).await?;
             let teller = Teller::new(args.json);
             let written = backup::write(book.pool(), dir, &*teller).await;
             teller.finish();
@@ -125,6 +127,7 @@ pub async fn build_and_verify(
     args: &RestoreArgs,
     stop: &CancellationToken,
 ) -> anyhow::Result<Done> {
+    record(book.pool(), &Access::allowed(Who::operator(), What::Restore, None)).await?;
     let built = rebuild::build_restored(book, args.json, stop).await;
     // The log is whole by now: whoever projects makes the tables as well.
     match built

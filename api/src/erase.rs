@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use domain::ids::{MeetingId, ProfileId};
 use domain::text::Reason;
 use event_store::command_bus::Context;
+use projections::access::{Access, What, Who, record};
 use projections::erasure::{self, Erasure};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -60,6 +61,8 @@ struct How {
 /// Forgets a person.
 pub async fn profile(book: &Book, args: &EraseProfile) -> anyhow::Result<Done> {
     let (id, context) = (ProfileId::from(args.id), context());
+    let asked = Access::allowed(Who::operator(), What::EraseProfile, Some(args.id.to_string()));
+    record(book.pool(), &asked).await?;
     let erased = erasure::erase_profile(&book.store, &book.bus, id, now(), &context);
     erased.await.context("the person cannot be erased")?;
     carry_out(book, args.id, &args.how).await
@@ -69,6 +72,8 @@ pub async fn profile(book: &Book, args: &EraseProfile) -> anyhow::Result<Done> {
 pub async fn meeting(book: &Book, what: &Meeting) -> anyhow::Result<Done> {
     let Meeting::Erase(args) = what;
     let (id, reason, context) = (MeetingId::from(args.id), args.reason.clone(), context());
+    let asked = Access::allowed(Who::operator(), What::EraseMeeting, Some(args.id.to_string()));
+    record(book.pool(), &asked).await?;
     let erased = erasure::erase_meeting(&book.store, &book.bus, id, reason, now(), &context);
     erased.await.context("the meeting cannot be erased")?;
     carry_out(book, args.id, &args.how).await

@@ -27,8 +27,14 @@ use crate::extract::{Reader, etag, read_query};
 
 /// Returns all that reads bodies and query strings.
 pub fn readers() -> Vec<Reader> {
-    let bodies =
-        [meetings::BODIES, speakers::BODIES, pending_corrections::BODIES, profiles::BODIES, rebuilds::BODIES];
+    let bodies = [
+        meetings::BODIES,
+        speakers::BODIES,
+        pending_corrections::BODIES,
+        profiles::BODIES,
+        rebuilds::BODIES,
+        erasures::BODIES,
+    ];
     let queries: &[Reader] = &[
         ("query_meetings", read_query::<meetings::ListQuery>),
         ("query_audit", read_query::<audit::AuditQuery>),

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use domain::ids::{MeetingId, ProfileId};
 use domain::text::Reason;
+use projections::access::{self, Access, What};
 use projections::erasure::{self, Erasure, KeptElsewhere};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -16,9 +17,13 @@ use uuid::Uuid;
 
 use super::{CommandHeaders, CommandProblems, Nothing, Page, ReadHeaders, ReadProblems, position_header};
 use crate::app::AppState;
+use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, Id, Limit, NoQuery, QueryOf};
+use crate::extract::{Command, Fresh, Id, Limit, NoQuery, QueryOf, Reader, read_body};
+
+/// The bodies that are read here.
+pub(super) const BODIES: &[Reader] = &[("body_erasing", read_body::<Erasing>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -42,10 +47,12 @@ pub fn router() -> OpenApiRouter<AppState> {
         CommandProblems))]
 async fn erase_profile(
     State(state): State<AppState>,
+    caller: Caller,
     Id(id): Id<ProfileId>,
     Command { context, body: Nothing {} }: Command<Nothing>,
 ) -> Result<Response, Problem> {
     let book = &state.book;
+    note(&state, &caller, What::EraseProfile, id.as_uuid()).await?;
     erasure::erase_profile(&book.store, &book.bus, id, now(), &context).await?;
     receipt(&state, id.as_uuid()).await
 }
@@ -70,12 +77,20 @@ struct Erasing {
         CommandProblems))]
 async fn erase_meeting(
     State(state): State<AppState>,
+    caller: Caller,
     Id(id): Id<MeetingId>,
     Command { context, body: Erasing { reason } }: Command<Erasing>,
 ) -> Result<Response, Problem> {
     let book = &state.book;
+    note(&state, &caller, What::EraseMeeting, id.as_uuid()).await?;
     erasure::erase_meeting(&book.store, &book.bus, id, reason, now(), &context).await?;
     receipt(&state, id.as_uuid()).await
+}
+
+/// Notes who asks, before it is done: also what then turns out not to be there.
+async fn note(state: &AppState, caller: &Caller, what: What, id: Uuid) -> Result<(), Problem> {
+    let access = Access::allowed(caller.who(), what, Some(id.to_string()));
+    Ok(access::record(state.book.pool(), &access).await?)
 }
 
 /// Waits for the erasure for as long as reads wait for a position, and answers with its receipt.
