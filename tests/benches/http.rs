@@ -43,7 +43,7 @@ async fn main() {
     let book = Arc::new(database.open().await);
     book.start_projector();
     let metrics = api::telemetry::init_metrics().expect("metrics start once");
-    let mut config = Defaults::parse_from(["bench"]).serve;
+    let mut config = Defaults::parse_from(["bench", "--rate-limit", "1000000000"]).serve;
     config.auth.issuer.signing_key_file = Some(tests::tokens::signing_key_file());
     let auth = Auth::open(&config.auth, None).await.expect("a key for tokens");
     let matching = Matching::new(&config, config.policies().expect("the default policies are valid"));
