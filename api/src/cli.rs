@@ -39,7 +39,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Answer HTTP and keep the tables up to date
-    Serve(ServeConfig),
+    Serve(Box<ServeConfig>),
     /// Play a few small meetings through their whole life, and show the tables
     Demo,
     /// Bring recordings in from files
@@ -168,7 +168,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
     };
     telemetry::init_logging(&telemetry, default_filter).context("cannot start logging")?;
     match command {
-        Command::Serve(config) => serve::run(&database, config).await,
+        Command::Serve(config) => serve::run(&database, *config).await,
         Command::Demo => with_book(&database, demo::run).await,
         Command::Import(Import::Rttm { paths, json }) => {
             with_book(&database, async |book| import::run(book, &paths, json).await).await

@@ -27,6 +27,9 @@ pub enum Read {
     Refused(String),
 }
 
+/// Reads bytes.
+type Reading = Box<dyn Fn(&[u8]) -> Read>;
+
 /// Something that reads bytes.
 pub struct Reader {
     /// Names it, and its corpus.
@@ -36,7 +39,7 @@ pub struct Reader {
     /// Inputs to begin with that no file can keep: they expire.
     pub seeds: Vec<Vec<u8>>,
     /// Reads them.
-    pub read: Box<dyn Fn(&[u8]) -> Read>,
+    pub read: Reading,
 }
 
 /// Returns all of them. `key` signs a token to begin with, and is the only one known.

@@ -110,7 +110,11 @@ impl From<KeyError> for sqlx::Error {
     fn from(error: KeyError) -> Self {
         match error {
             KeyError::Database(error) => error,
-            other => Self::Decode(Box::new(other)),
+            other @ (KeyError::Master(_)
+            | KeyError::WrittenUnsealed
+            | KeyError::AnotherMaster { .. }
+            | KeyError::NothingToRotateTo
+            | KeyError::Damaged { .. }) => Self::Decode(Box::new(other)),
         }
     }
 }
@@ -717,7 +721,8 @@ impl Sealing<'_> {
         Ok(Some((life, key)))
     }
 
-    fn make(&self, subject: Subject, life: i32) -> Result<(i32, [u8; KEY], Option<Vec<u8>>), SealError> {
+    /// Makes a key; returns it beside its life and itself, wrapped.
+    fn make(&self, subject: Subject, life: i32) -> Result<Made, SealError> {
         let masters = &self.keyring.0.masters;
         let Some(master) = masters.get(self.master) else {
             let source_name = masters.source().to_string();
@@ -727,6 +732,9 @@ impl Sealing<'_> {
         Ok((life, key, Some(master.wrap(&wrapping_place(subject, life), &key))))
     }
 }
+
+/// A life, its key, and the key wrapped, where it is new.
+type Made = (i32, [u8; KEY], Option<Vec<u8>>);
 
 impl FieldVisitor for Sealing<'_> {
     type Error = SealError;

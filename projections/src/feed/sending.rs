@@ -96,7 +96,7 @@ impl<'a> Sending<'a> {
     pub async fn send(&mut self, message: Message) -> bool {
         match self.held.replace(message) {
             Some(before) => {
-                let acknowledged = self.next.is_none() || self.sent % LINKS == 0;
+                let acknowledged = self.next.is_none() || self.sent.is_multiple_of(LINKS);
                 self.put(before, acknowledged).await
             }
             None => true,

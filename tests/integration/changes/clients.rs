@@ -58,13 +58,13 @@ async fn followers_do_not_count_as_requests_under_way() {
 
 #[tokio::test]
 async fn an_open_feed_is_not_cut_off_by_the_time_that_a_request_may_take() {
-    let scene = Scene::start_with(&["--request-timeout", "0.2"]).await;
+    let scene = Scene::start_with(&["--request-timeout", "1"]).await;
     let mut feed = Feed::follow(&scene.server, "", None).await;
     let opened = Instant::now();
     for n in 0.. {
         scene.register(n).await;
         assert_eq!(feed.next().await.position(), n as i64 + 1);
-        if opened.elapsed() > Duration::from_secs(1) {
+        if opened.elapsed() > Duration::from_secs(3) {
             break;
         }
     }

@@ -190,7 +190,6 @@ fn files<'a>(directory: &Path, needles: &[(&'a str, &[u8])]) -> Vec<&'a str> {
             read += bytes.len();
             for (what, needle) in needles {
                 if contains(&bytes, needle) && !found.contains(what) {
-                    println!("{what} is in {}", path.display());
                     found.push(*what);
                 }
             }
