@@ -182,12 +182,13 @@ async fn what_could_be_a_statement_is_a_value_wherever_it_stands() {
                 let Ok(response) = request.send().await else { continue };
                 let status = response.status();
                 assert!(status.as_u16() < 500, "{} {path}: {status}", operation.method);
-                assert!(
-                    status != 200 || operation.path == "/v1/changes" || !injection.contains("OR '1'"),
-                    "{path}"
-                );
                 for name in ["set-cookie", "stolen"] {
                     assert!(!response.headers().contains_key(name), "{path}: {:?}", response.headers());
+                }
+                // Where a filter takes any word, nothing is called like that.
+                if status == 200 && operation.path != "/v1/changes" {
+                    let answer = response.text().await.unwrap();
+                    assert!(!answer.contains(&registered.id), "{path}: {answer}");
                 }
             }
         }
