@@ -411,6 +411,7 @@ async fn help_names_every_command_and_shows_no_password() {
       keys       Look at the keys that personal data is sealed with, or change the master key
       publish    Put events on the broker's stream again, where it lost them or never had them
       subscribe  Follow the change feed, and hand each event to a program
+      token      Make a token, by which the server knows who asks and what that one may do
       migrate    Bring the database's schema up to date, and do nothing else
       help       Print this message or the help of the given subcommand(s)
 
@@ -451,6 +452,7 @@ async fn help_names_every_command_and_shows_no_password() {
         (&["epoch", "renew"], &["--json"]),
         (&["profile", "erase"], &["<ID>", "--json"]),
         (&["meeting", "erase"], &["<ID>", "--reason", "--json"]),
+        (&["token"], &["--role", "--subject", "--kind", "--owner", "--expires", "--signing-key-file"]),
         (&["migrate"], &[]),
     ] {
         let mut command = minutebook(&[arguments, &["--help"]].concat());

@@ -155,13 +155,15 @@ async fn vector(
     _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<VoiceVector>, Problem> {
-    match queries::voice_vector(state.book.pool(), id.as_uuid(), sample.as_uuid()).await? {
-        Some(vector) => {
-            let read = Access::allowed(caller.who(), What::ReadVoices, Some(id.to_string()));
-            access::record(state.book.pool(), &read).await?;
-            Ok(Json(vector))
-        }
-        None => Err(Problem::not_found("sample_not_found", "there is no such sample of this voice")),
+    let pool = state.book.pool();
+    if let Some(vector) = queries::voice_vector(pool, id.as_uuid(), sample.as_uuid()).await? {
+        let read = Access::allowed(caller.who(), What::ReadVoices, Some(id.to_string()));
+        access::record(pool, &read).await?;
+        return Ok(Json(vector));
+    }
+    match queries::voice_samples(pool, id.as_uuid()).await? {
+        Some(_) => Err(Problem::not_found("sample_not_found", "there is no such sample of this voice")),
+        None => Err(Problem::not_found("profile_not_found", "there is no such profile")),
     }
 }
 

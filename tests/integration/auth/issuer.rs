@@ -229,7 +229,10 @@ async fn each_kind_of_key_is_for_its_own_algorithm_from_a_file_too() {
 
     let next = Key::ed25519("next", 6);
     std::fs::write(&path, set(&[&next])).unwrap();
-    assert_eq!(ask(&scene, &next.token()).await.status, 200, "the file is read anew");
+    eventually("the file is read anew", async || {
+        (ask(&scene, &next.token()).await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
