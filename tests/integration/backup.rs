@@ -462,6 +462,12 @@ async fn contents(pool: &PgPool, head: i64) -> Vec<String> {
         let which = match table {
             "log.events" => format!("WHERE position <= {head}"),
             "ops.rebuilds" => "WHERE kind NOT IN ('restore', 'verify')".to_owned(),
+            // It notes that it was restored.
+            "ops.access_log" => "WHERE what <> 'restore'".to_owned(),
+            // Keys come with events.
+            "keys.subjects" => format!(
+                "WHERE destroyed_at IS NOT NULL OR created_at <= (SELECT recorded_at FROM log.events WHERE position = {head})"
+            ),
             _ => String::new(),
         };
         let query = format!(

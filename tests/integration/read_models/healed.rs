@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::caught_up_and_equal;
 use super::history::{
-    append, artifact_id, cached, completed, created, diarized, erased, file_id, fingerprinted, identified,
-    language, outdated, reassigned, registered, renamed, speaker, started, stored,
+    append, artifact_id, cached, completed, created, diarized, erased_with_cached, file_id, fingerprinted,
+    identified, language, outdated, reassigned, registered, renamed, speaker, started, stored,
 };
 use super::parked::append_raw;
 use crate::cli::run_on;
@@ -268,7 +268,8 @@ async fn an_erased_meeting_has_no_rows_and_an_unknown_one_is_not_found() {
     book.start_projector();
     live(&book, MEETING).await;
     live(&book, OTHER).await;
-    append(&book, &erased(MEETING)).await;
+    let fp = format!("pcm16k:{}", MEETING.as_u128());
+    append(&book, &erased_with_cached(MEETING, "words", &fp)).await;
     let position = caught_up_and_equal(&pool).await;
     let back = format!(
         "INSERT INTO files (id, sha256) VALUES ('{}', 'x');

@@ -211,6 +211,13 @@ pub(crate) fn erased(meeting: Uuid) -> Given {
     of_meeting(meeting, json!({"MeetingErased": erased}))
 }
 
+/// A meeting that had cached a result is erased: the result goes with its key.
+pub(crate) fn erased_with_cached(meeting: Uuid, stage: &str, content_fp: &str) -> Given {
+    let cached = json!([{"stage": stage, "content_fp": content_fp}]);
+    let erased = json!({"reason": "on request", "erased_at": "2026-02-01T00:00:00Z", "cached": cached});
+    of_meeting(meeting, json!({"MeetingErased": erased}))
+}
+
 fn of_profile(profile: Uuid, payload: Value) -> Given {
     Given { aggregate_type: "profile", aggregate_id: profile, payload }
 }

@@ -250,8 +250,8 @@ async fn cache_has_the_later_result_of_two_meetings_that_share_a_key() {
             (cached(N, "asr", "pcm:1", "n's", None), row("n's", None)),
             (cached(M, "asr", "pcm:1", "m's second", year_3000), row("m's second", then)),
             (cached(N, "asr", "pcm:1", "n's second", year_3000), row("n's second", then)),
-            // Shared with others, it stays when one of them is erased.
-            (erased(N), row("n's second", then)),
+            // Shared with others, it goes all the same when one of them is erased: it was sealed with that one's key.
+            (erased_with_cached(N, "asr", "pcm:1"), json!([])),
         ],
     )
     .await;
