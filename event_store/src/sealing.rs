@@ -398,29 +398,34 @@ impl Keyring {
     }
 
     /// Destroys the keys of these subjects, and leaves tombstones also of those who had none, so that none is made
-    /// again. It takes the append lock to the end of the transaction that `connection` is in. Returns those who
-    /// were not forgotten before; once the transaction is committed, [`Keyring::forgot`] is to be called.
+    /// again. It takes the append lock to the end of the transaction that `connection` is in: whoever seals for one
+    /// of them has done so, or learns that it is too late. Returns how many had a key; once the transaction is
+    /// committed, [`Keyring::forgot`] is to be called.
     pub async fn destroy(
         &self,
         connection: &mut PgConnection,
         subjects: &[Subject],
-    ) -> Result<Vec<(String, Uuid)>, sqlx::Error> {
+    ) -> Result<i64, sqlx::Error> {
         sqlx::query("SELECT pg_advisory_xact_lock(7165932018841088001)").execute(&mut *connection).await?;
         let subjects = subjects.iter().collect::<BTreeSet<_>>();
-        let destroyed: Vec<(String, Uuid)> = sqlx::query_as(
-            "INSERT INTO keys.subjects (kind, id, wrapped, destroyed_at)
-             SELECT s.kind, s.id, NULL, clock_timestamp() FROM unnest($1::text[], $2::uuid[]) AS s (kind, id)
-                 ON CONFLICT ON CONSTRAINT subjects_pkey DO UPDATE
-                SET wrapped = NULL, destroyed_at = excluded.destroyed_at
-              WHERE keys.subjects.destroyed_at IS NULL
-             RETURNING kind, id",
+        let keys = sqlx::query_scalar(
+            "WITH named AS (SELECT s.kind, s.id FROM unnest($1::text[], $2::uuid[]) AS s (kind, id)),
+             destroyed AS (
+                 INSERT INTO keys.subjects (kind, id, wrapped, destroyed_at)
+                 SELECT n.kind, n.id, NULL, clock_timestamp() FROM named n
+                     ON CONFLICT ON CONSTRAINT subjects_pkey DO UPDATE
+                    SET wrapped = NULL, destroyed_at = excluded.destroyed_at
+                  WHERE keys.subjects.destroyed_at IS NULL)
+             -- As they were before.
+             SELECT count(*) FROM keys.subjects k JOIN named n ON n.kind = k.kind AND n.id = k.id
+              WHERE k.wrapped IS NOT NULL",
         )
         .bind(subjects.iter().map(|subject| subject.kind()).collect::<Vec<_>>())
         .bind(subjects.iter().map(|subject| subject.id()).collect::<Vec<_>>())
-        .fetch_all(&mut *connection)
+        .fetch_one(&mut *connection)
         .await?;
         sqlx::query("UPDATE keys.master SET destructions = destructions + 1").execute(connection).await?;
-        Ok(destroyed)
+        Ok(keys)
     }
 
     /// Forgets what is remembered, after a destruction was committed. Other processes find out by themselves.

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use domain::Timestamp;
-use domain::ids::{MeetingId, ProfileId};
+use domain::ids::{MeetingId, ProfileId, SpeakerId};
 use domain::meeting::{MeetingCommand, MeetingError};
+use domain::personal_data::Subject;
 use domain::profile::{ProfileCommand, ProfileError};
 use domain::speaker::ClusterId;
 use domain::text::Reason;
@@ -562,36 +563,16 @@ async fn destroy_voices(
     .map_err(&failed)?;
     for ids in ids.chunks(KEYS_AT_ONCE) {
         let mut transaction = store.pool().begin().await.map_err(&failed)?;
-        // The append lock: whoever seals for one of them has done so, or learns that it is too late.
-        transaction.execute("SELECT pg_advisory_xact_lock(7165932018841088001)").await.map_err(&failed)?;
-        sqlx::query(
-            "UPDATE keys.erasures SET keys = keys + (
-                SELECT count(*) FROM keys.subjects s
-                 WHERE s.kind = 'speaker' AND s.id = ANY ($2) AND s.wrapped IS NOT NULL)
-              WHERE number = $1",
-        )
-        .bind(erasure.number)
-        .bind(ids)
-        .execute(&mut *transaction)
-        .await
-        .map_err(&failed)?;
-        sqlx::query(
-            "INSERT INTO keys.subjects (kind, id, wrapped, destroyed_at)
-             SELECT 'speaker', id, NULL, clock_timestamp() FROM UNNEST ($1::uuid[]) AS speakers (id)
-             ON CONFLICT ON CONSTRAINT subjects_pkey DO UPDATE
-                SET wrapped = NULL, destroyed_at = excluded.destroyed_at
-              WHERE subjects.destroyed_at IS NULL",
-        )
-        .bind(ids)
-        .execute(&mut *transaction)
-        .await
-        .map_err(&failed)?;
-        // Every process drops what it remembers.
-        transaction
-            .execute("UPDATE keys.master SET destructions = destructions + 1")
+        let voices = ids.iter().map(|id| Subject::Speaker(SpeakerId::from(*id))).collect::<Vec<_>>();
+        let keys = store.keyring().destroy(&mut transaction, &voices).await.map_err(&failed)?;
+        sqlx::query("UPDATE keys.erasures SET keys = keys + $2 WHERE number = $1")
+            .bind(erasure.number)
+            .bind(keys)
+            .execute(&mut *transaction)
             .await
             .map_err(&failed)?;
         transaction.commit().await.map_err(&failed)?;
+        store.keyring().forgot().await.map_err(&failed)?;
     }
     sqlx::query("UPDATE keys.erasures SET speakers = $2, meetings = $3 WHERE number = $1")
         .bind(erasure.number)
