@@ -226,6 +226,9 @@ async fn laid_down(database: &TestDatabase, until: &str, schema: &str) -> Value 
     lines(&ran).pop().unwrap()["laid_down"].clone()
 }
 
+/// A subject's kind, id and life, its wrapped key, and when that was destroyed.
+type Key = (String, Uuid, i32, Option<Vec<u8>>, Option<DateTime<Utc>>);
+
 /// Returns a database into which only the first events came, shown by the live projector.
 async fn log_that_ends_at(pool: &PgPool, position: i64) -> PgPool {
     let database = TestDatabase::create().await;
@@ -236,11 +239,10 @@ async fn log_that_ends_at(pool: &PgPool, position: i64) -> PgPool {
     let mut inserting = book.pool().begin().await.unwrap();
     // Who was forgotten is so already, and who was registered anew has another key: no event does it once more.
     inserting.execute("SET LOCAL session_replication_role = replica").await.unwrap();
-    let keys: Vec<(String, Uuid, i32, Option<Vec<u8>>, Option<DateTime<Utc>>)> =
-        sqlx::query_as("SELECT kind, id, life, wrapped, destroyed_at FROM keys.subjects")
-            .fetch_all(pool)
-            .await
-            .unwrap();
+    let keys: Vec<Key> = sqlx::query_as("SELECT kind, id, life, wrapped, destroyed_at FROM keys.subjects")
+        .fetch_all(pool)
+        .await
+        .unwrap();
     for (kind, id, life, wrapped, destroyed_at) in keys {
         let insert =
             "INSERT INTO keys.subjects (kind, id, life, wrapped, destroyed_at) VALUES ($1, $2, $3, $4, $5)";
