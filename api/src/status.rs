@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use projections::erasure::{self, Unfinished};
 use projections::feed::publication::{self, Publication, Said};
 use projections::freshness;
 use projections::queries::{self, MeetingCounts};
@@ -24,6 +25,8 @@ pub(crate) struct Status {
     /// The voices by which speakers are named, if a process names any.
     pub(crate) voices: Option<Voices>,
     pub(crate) parked: Waiting,
+    /// What is to be forgotten and is not yet gone everywhere.
+    pub(crate) unfinished_erasures: Unfinished,
     /// The streams to which the change feed goes.
     pub(crate) feed: Vec<Feed>,
     /// The rebuild that runs, if one does.
@@ -109,6 +112,7 @@ pub(crate) async fn status(book: &Book) -> Result<Status, sqlx::Error> {
         read_models: ReadModels { position: lag.position, lag_events: lag.events, lag_seconds: lag.seconds },
         voices: voice_index::followers(pool).await?.map(|followers| voices(followers, lag.head)),
         parked: parked_events::waiting(pool).await?,
+        unfinished_erasures: erasure::unfinished(pool).await?,
         feed: publication::all(pool).await?.into_iter().map(|said| feed(said, lag.head)).collect(),
         rebuild: running::current(&book.store).await?,
         meetings: queries::meeting_counts(pool).await?,
@@ -134,7 +138,8 @@ fn feed(said: Said, head: i64) -> Feed {
 }
 
 fn table(status: &Status) -> Table {
-    let Status { database, log, read_models, voices, parked, feed, rebuild, meetings } = status;
+    let Status { database, log, read_models, voices, parked, unfinished_erasures, feed, rebuild, meetings } =
+        status;
     let mut table = Table::new();
     table.load_preset(NOTHING);
     let mut row = |name: &str, value: String| {
@@ -167,6 +172,10 @@ fn table(status: &Status) -> Table {
             "{events} events of {aggregates} meetings or profiles, the oldest for {seconds:.0} s: `minutebook parked list`"
         );
         row("parked", text);
+    }
+    if unfinished_erasures.erasures > 0 {
+        let Unfinished { erasures, seconds } = unfinished_erasures;
+        row("erasures", format!("{erasures} under way, the oldest for {seconds:.0} s: GET /v1/erasures"));
     }
     for Feed { stream, position, lag_events, state, detail, since, .. } in feed {
         let lag =

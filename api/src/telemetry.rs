@@ -94,6 +94,8 @@ fn describe() {
         Unit::Seconds,
         "How long the oldest of them has been parked"
     );
+    describe_gauge!("minutebook_erasures_under_way", "Erasures that are not carried out everywhere yet");
+    describe_gauge!("minutebook_erasures_seconds", Unit::Seconds, "How long ago the oldest of them began");
     describe_histogram!(
         "minutebook_http_request_seconds",
         Unit::Seconds,

@@ -173,6 +173,26 @@ async fn under_way(pool: &PgPool) -> Result<Vec<Erasure>, sqlx::Error> {
         .await
 }
 
+/// How many erasures are not carried out yet.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, FromRow)]
+pub struct Unfinished {
+    /// Erasures that are under way.
+    pub erasures: i64,
+    /// How long ago the oldest began, in seconds; 0 without any.
+    pub seconds: f64,
+}
+
+/// Counts the erasures that are under way.
+pub async fn unfinished(pool: &PgPool) -> Result<Unfinished, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT count(*) AS erasures,
+                coalesce(extract(epoch FROM now() - min(erased_at)), 0)::float8 AS seconds
+           FROM keys.erasures WHERE completed_at IS NULL",
+    )
+    .fetch_one(pool)
+    .await
+}
+
 /// Waits until an erasure is carried out, or `deadline`; returns how it stands then.
 pub async fn wait(pool: &PgPool, subject: Uuid, deadline: Instant) -> Result<Option<Erasure>, sqlx::Error> {
     loop {

@@ -2,7 +2,8 @@
 //! aggregates, and COPY of the finished rows in, indexes after. Beside it projecting with one transaction per
 //! event, and what a rebuild costs those who write meanwhile.
 //!
-//! `cargo bench --bench rebuild`; EVENTS and MANY_EVENTS change the sizes.
+//! `cargo bench --bench rebuild`; EVENTS and MANY_EVENTS change the sizes, ROUNDS how often each is tried.
+//! MEANWHILE=1 looks at those who write meanwhile, and at nothing else.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's result")]
 
@@ -53,6 +54,11 @@ fn main() {
 async fn benchmark() {
     let sizes = [setting("EVENTS", 200_000), setting("MANY_EVENTS", 1_000_000)];
     let cluster = BenchCluster::start(env!("CARGO_TARGET_TMPDIR")).await;
+    if setting("MEANWHILE", 0) == 1 {
+        commands_meanwhile(&cluster.database("meanwhile").await, sizes[0]).await;
+        cluster.stop().await;
+        return;
+    }
     let mut peaks = vec![];
     for (name, events) in ["few", "many"].into_iter().zip(sizes) {
         let database = cluster.database(name).await;
@@ -179,30 +185,41 @@ async fn rebuild_and_report(database: TestDatabase) {
     println!("{seconds} {} {}", swapped.blocked.as_secs_f64() * 1000.0, peak_kib());
 }
 
-/// Prints what one client's commands take, without a rebuild and during one.
+/// Prints what one client's commands take, without a rebuild and during one, in turns.
 async fn commands_meanwhile(database: &TestDatabase, events: usize) {
     fill(database, events).await;
     project_all(database).await;
     let book = database.open().await;
     book.start_projector();
-    let mut alone = vec![];
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(3) {
-        alone.push(register_one(&book).await);
-    }
-    let mut rebuilding = Box::pin(rebuild(database));
-    let mut during = vec![];
-    loop {
-        tokio::select! {
-            _ = &mut rebuilding => break,
-            took = register_one(&book) => during.push(took),
+    let (mut alone, mut during, mut ratios, mut seconds) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..setting("ROUNDS", 3) {
+        let mut times = vec![];
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(3) {
+            times.push(register_one(&book).await);
         }
+        let without = quantile(&mut times, 0.99);
+
+        let mut rebuilding = Box::pin(rebuild(database));
+        let mut times = vec![];
+        let report = loop {
+            tokio::select! {
+                report = &mut rebuilding => break report,
+                took = register_one(&book) => times.push(took),
+            }
+        };
+        let with = quantile(&mut times, 0.99);
+        ratios.push(with.as_secs_f64() / without.as_secs_f64());
+        seconds.push(report.seconds);
+        alone.push(without);
+        during.push(with);
     }
-    let p99 = |times: &mut Vec<Duration>| quantile(times, 0.99);
-    let (alone, during) = (p99(&mut alone), p99(&mut during));
     println!(
-        "a command's p99: {alone:?} without a rebuild, {during:?} during one: {:.2}x",
-        during.as_secs_f64() / alone.as_secs_f64()
+        "a command's p99: {:?} without a rebuild, {:?} during one: {:.2}x; it took {:.1} s beside the commands",
+        quantile(&mut alone, 0.5),
+        quantile(&mut during, 0.5),
+        quantile(&mut ratios, 0.5),
+        quantile(&mut seconds, 0.5),
     );
     book.close().await;
 }

@@ -4,6 +4,7 @@
 mod at_rest;
 mod kills;
 mod meetings;
+mod restored;
 mod under_way;
 
 use std::collections::BTreeMap;
@@ -49,6 +50,11 @@ impl People {
     pub(crate) async fn known() -> Self {
         let database = TestDatabase::create().await;
         let server = Server::start_with(&database, &PLANE).await;
+        Self::of(database, server).await
+    }
+
+    /// Enrols both at a server of their own.
+    pub(crate) async fn of(database: TestDatabase, server: Server) -> Self {
         let pool = database.pool().await;
         let ottilie = enrol(&server, NAME, 0.0).await;
         let bo = enrol(&server, "Bo", 90.0).await;

@@ -2,6 +2,7 @@
 //! the library in a process that dies.
 
 mod broker;
+mod erased;
 mod gaps;
 mod handlers;
 mod library;

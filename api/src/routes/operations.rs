@@ -6,6 +6,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use event_store::EventStore;
+use projections::erasure;
 use projections::feed::publication;
 use projections::feed::publisher::Publishing;
 use projections::freshness::{self, Lag};
@@ -189,6 +190,10 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
             metrics::gauge!("minutebook_parked_events").set(waiting.events as f64);
             metrics::gauge!("minutebook_parked_aggregates").set(waiting.aggregates as f64);
             metrics::gauge!("minutebook_parked_seconds").set(waiting.seconds);
+        }
+        if let Ok(unfinished) = erasure::unfinished(state.book.pool()).await {
+            metrics::gauge!("minutebook_erasures_under_way").set(unfinished.erasures as f64);
+            metrics::gauge!("minutebook_erasures_seconds").set(unfinished.seconds);
         }
         let publishing = state.book.publishing.borrow().clone();
         if publishing != Publishing::Off

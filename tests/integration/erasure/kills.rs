@@ -5,7 +5,7 @@ use std::time::Duration;
 use domain::profile::ProfileCommand;
 use event_store::command_bus::Context;
 use projections::erasure;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tests::TestDatabase;
 use tests::clock::now;
@@ -47,6 +47,9 @@ async fn an_erasure_killed_at_any_step_is_finished_by_the_next_process() {
         let receipt = erasure::of_subject(&pool, ottilie).await.unwrap().unwrap();
         assert_eq!(receipt.state, "under_way", "{step}");
         holding.rollback().await.unwrap();
+        let status = run_on(&database, &["status", "--json"]).await;
+        let status: Value = serde_json::from_str(&status.stdout).unwrap();
+        assert_eq!(status["unfinished_erasures"]["erasures"], 1, "{step}: {status}");
         finishes(&database, &pool, ottilie, meetings).await;
     }
 }
@@ -92,6 +95,8 @@ async fn finishes(database: &TestDatabase, pool: &PgPool, ottilie: Uuid, meeting
     .await;
     let meetings = i64::try_from(meetings).unwrap();
     assert_eq!((receipt.meetings, receipt.speakers), (meetings, meetings), "{receipt:?}");
+    let metrics = server.client.get(server.at("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("minutebook_erasures_under_way 0"), "{metrics}");
     let unlinked: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM log.events
           WHERE event_type = 'SpeakerReassigned' AND payload #>> '{SpeakerReassigned,from}' = $1",
