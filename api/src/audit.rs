@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
@@ -148,7 +148,8 @@ impl TryFrom<String> for Moment {
         let day = Some(&text).filter(|text| text.len() == "2026-11-24".len()).filter(plain);
         let day = day.and_then(|text| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok());
         let time = time.ok().or_else(|| day.map(|day| day.and_time(NaiveTime::MIN).and_utc()));
-        time.map(Self).ok_or(
+        // A zone may lead out of the years that can be written.
+        time.filter(|time| (0..=9999).contains(&time.year())).map(Self).ok_or(
             "a time must be a day, as 2026-11-24, or have its zone, as 2026-11-24T09:00:00Z; in a URL a plus is %2B",
         )
     }

@@ -358,7 +358,9 @@ impl<T: DeserializeOwned> QueryOf<T> {
         let problem = |rejection: QueryRejection| {
             let message = without_values(&rejection.body_text());
             let message = message.strip_prefix("Failed to deserialize query string: ").unwrap_or(&message);
-            Problem::invalid("invalid_query", message)
+            // Its name stands before it, too.
+            let unknown = message.rfind(": unknown field").map(|end| &message[end + 2..]);
+            Problem::invalid("invalid_query", unknown.unwrap_or(message))
         };
         let Query(query) = Query::<T>::try_from_uri(uri).map_err(problem)?;
         Ok(Self(query))

@@ -20,6 +20,7 @@ use utoipa_axum::routes;
 
 use crate::app::AppState;
 use crate::config::Part;
+use crate::error::Problem;
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -35,7 +36,8 @@ pub struct Health {
 }
 
 /// Does the process live?
-#[utoipa::path(get, path = "/healthz", tag = "operations", responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/healthz", tag = "operations", security(()),
+    responses((status = 200, body = Health)))]
 pub async fn healthz() -> Json<Health> {
     Json(Health { status: "ok" })
 }
@@ -91,7 +93,7 @@ pub struct Readiness {
 }
 
 /// Can the process do its work?
-#[utoipa::path(get, path = "/readyz", tag = "operations",
+#[utoipa::path(get, path = "/readyz", tag = "operations", security(()),
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub async fn readyz(State(state): State<AppState>) -> Response {
     let readiness = of_process(&state).await;
@@ -175,7 +177,10 @@ fn readiness(
 
 /// Metrics for Prometheus
 #[utoipa::path(get, path = "/metrics", tag = "operations",
-    responses((status = 200, body = String, content_type = "text/plain")))]
+    responses((status = 200, body = String, content_type = "text/plain"),
+        (status = 401, content_type = "application/problem+json", body = Problem),
+        (status = 403, content_type = "application/problem+json", body = Problem),
+        (status = 429, content_type = "application/problem+json", body = Problem)))]
 pub async fn metrics(State(state): State<AppState>) -> Response {
     if let Ok(lag) = freshness::lag(state.book.pool(), Utc::now()).await {
         metrics::gauge!("minutebook_log_head").set(lag.head as f64);

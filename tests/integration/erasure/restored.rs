@@ -39,7 +39,7 @@ async fn who_was_forgotten_after_a_backup_is_forgotten_again_by_the_first_server
     ran(&people.database, &["backup", "--erasures", &list]).await;
     let (ottilie, meeting): (Uuid, Uuid) = (people.ottilie, id_of(&erased_meeting).parse().unwrap());
     for (what, target) in [("erase_profile", json!(ottilie)), ("erase_meeting", json!(meeting))] {
-        assert_eq!(noted(&people.server, what).await, [(json!("admin"), target)], "{what}");
+        assert_eq!(noted(&people.server, what).await, [(json!("local"), target)], "{what}");
     }
     assert_eq!(noted(&people.server, "backup").await.len(), 1, "the list alone is no copy of anything");
 

@@ -21,14 +21,19 @@ struct Diary(BTreeMap<i64, BTreeMap<String, Answer>>);
 impl Diary {
     /// Writes down what each path answers at the log's head.
     async fn note(&mut self, scene: &Scene, paths: &[String]) -> i64 {
-        let head = scene.log_mark().await.0;
-        let mut answers = BTreeMap::new();
-        for path in paths {
-            let read = scene.request(&Method::GET, path).header(MIN_POSITION, head);
-            answers.insert(path.clone(), send(read).await);
+        loop {
+            let head = scene.log_mark().await.0;
+            let mut answers = BTreeMap::new();
+            for path in paths {
+                let read = scene.request(&Method::GET, path).header(MIN_POSITION, head);
+                answers.insert(path.clone(), send(read).await);
+            }
+            // What an erasure has to tell is appended by itself.
+            if scene.log_mark().await.0 == head {
+                self.0.insert(head, answers);
+                return head;
+            }
         }
-        self.0.insert(head, answers);
-        head
     }
 
     /// Checks that `as_of` is answered as each path was at `position`.
