@@ -249,14 +249,10 @@ impl Keyring {
         }
     }
 
-    pub(crate) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, sqlx::Error> {
-        self.0.pool.acquire().await
-    }
-
     /// Looks up how the subjects of an append stand, after the log refused what was remembered. Who was forgotten is
     /// remembered as such, and the next sealing heeds it.
-    pub(crate) async fn look_up(&self, connection: &mut PgConnection, uses: &[Use]) -> Result<(), KeyError> {
-        if let Some(Chosen { id, .. }) = chosen(&mut *connection).await? {
+    pub(crate) async fn look_up(&self, uses: &[Use]) -> Result<(), KeyError> {
+        if let Some(Chosen { id, .. }) = chosen(&self.0.pool).await? {
             if self.0.masters.get(id).is_none() {
                 let source_name = self.0.masters.source().to_string();
                 return Err(KeyError::AnotherMaster { needed: id, source_name });
@@ -264,7 +260,7 @@ impl Keyring {
             *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = id;
         }
         let subjects = uses.iter().map(|used| used.subject).collect::<Vec<_>>();
-        let rows = rows_of(connection, &subjects).await?;
+        let rows = rows_of(&self.0.pool, &subjects).await?;
         let mut found = HashMap::new();
         for subject in subjects {
             let Some(row) = rows.get(&subject) else { continue };
