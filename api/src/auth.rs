@@ -95,7 +95,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         // Whatever is let through without a caller has no handler that asks for one.
-        parts.extensions.get::<Self>().cloned().ok_or_else(|| admit::no_token().problem())
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| Refusal::Missing.problem())
     }
 }
 
@@ -202,11 +202,6 @@ impl Auth {
         }
         remembered.pop(hash);
         None
-    }
-
-    /// Returns the key that tokens are made with here, if there is one.
-    pub fn signing_key(&self) -> Option<&SigningKey> {
-        self.0.local.as_ref()
     }
 
     fn keys(&self) -> Arc<KeySet> {

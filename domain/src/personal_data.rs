@@ -96,14 +96,6 @@ impl<T> Personal<T> {
         }
     }
 
-    /// Returns the value, if it is known.
-    pub fn into_known(self) -> Option<T> {
-        match self {
-            Self::Known(value) => Some(value),
-            Self::Sealed(_) | Self::Destroyed => None,
-        }
-    }
-
     /// Says whether this is `value`.
     pub fn is(&self, value: &T) -> bool
     where
