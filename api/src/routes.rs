@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::as_of::AsOfQuery;
 use crate::error::Problem;
-use crate::extract::{Reader, etag, read_query};
+use crate::extract::{Cursor, Limit, Reader, etag, read_query};
 
 /// Returns all that reads bodies and query strings.
 pub fn readers() -> Vec<Reader> {
@@ -113,6 +113,33 @@ impl<T> Page<T> {
         let next_cursor = items.last().filter(|_| more).map(cursor);
         Self { items, next_cursor }
     }
+}
+
+/// Which page of numbered things to show, the newest first.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct NumberedPageQuery {
+    /// Where the page begins: the `next_cursor` of the page before.
+    cursor: Option<i64>,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
+}
+
+/// Which page to show of what is in the order of its ids.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct IdPageQuery {
+    /// Where the page begins: the `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Cursor>,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
 }
 
 /// Returns a header that names `position`.
