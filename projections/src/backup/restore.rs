@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use event_store::locks;
 use event_store::sealing::{MasterSource, check_master};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
@@ -140,10 +141,13 @@ async fn ensure_alone(connection: &mut PgConnection) -> Result<(), BackupError> 
         let alone: bool = sqlx::query_scalar(
             "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
                                  WHERE datname = current_database() AND application_name = 'minutebook')
-                    AND pg_try_advisory_xact_lock(7165932018841088001)
-                    AND pg_try_advisory_xact_lock(7165932018841088003)
-                    AND pg_try_advisory_xact_lock(7165932018841088004)",
+                    AND pg_try_advisory_xact_lock($1)
+                    AND pg_try_advisory_xact_lock($2)
+                    AND pg_try_advisory_xact_lock($3)",
         )
+        .bind(locks::APPEND)
+        .bind(locks::PROJECTOR)
+        .bind(locks::PUBLISHER)
         .fetch_one(&mut *connection)
         .await
         .map_err(database("looking for other processes"))?;
