@@ -295,7 +295,8 @@ async fn look_up(keyring: &Keyring, sealed: &SealedAppend) -> Result<(), AppendE
         | KeyError::WrittenUnsealed
         | KeyError::AnotherMaster { .. }
         | KeyError::NothingToRotateTo
-        | KeyError::Damaged { .. } => AppendError::Unsealed(error.to_string()),
+        | KeyError::Damaged { .. }
+        | KeyError::UnknownKind { .. } => AppendError::Unsealed(error.to_string()),
     })
 }
 
@@ -473,6 +474,7 @@ async fn call_log_append(
     let subjects = || {
         (1..).zip(appends).flat_map(|(n, append)| append.sealed.subjects.iter().map(move |used| (n, used)))
     };
+    let keys = || subjects().map(|(_, used)| used.sealed_with.as_ref());
     let rows = sqlx::query(
         "SELECT outcome, version, first_position, last_position, request_hmac
            FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
@@ -495,8 +497,8 @@ async fn call_log_append(
     .bind(subjects().map(|(n, _)| n).collect::<Vec<i32>>())
     .bind(subjects().map(|(_, used)| used.subject.kind()).collect::<Vec<_>>())
     .bind(subjects().map(|(_, used)| used.subject.id()).collect::<Vec<_>>())
-    .bind(subjects().map(|(_, used)| used.life).collect::<Vec<_>>())
-    .bind(subjects().map(|(_, used)| used.wrapped.as_deref()).collect::<Vec<_>>())
+    .bind(keys().map(|key| key.map(|key| key.life)).collect::<Vec<_>>())
+    .bind(keys().map(|key| key.and_then(|key| key.wrapped.as_deref())).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     if let [row] = &rows[..]
