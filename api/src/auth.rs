@@ -126,7 +126,7 @@ impl Auth {
     pub async fn open(config: &AuthConfig, data_dir: Option<&std::path::Path>) -> anyhow::Result<Self> {
         let jwks = config.jwks.clone().filter(|place| !place.is_empty()).map(Jwks::new).transpose()?;
         // Whoever names keys of others means those, and the local one only if it is named too.
-        let local = match (&jwks, &config.issuer.signing_key_file) {
+        let local = match (&jwks, config.issuer.named_key()) {
             (Some(_), None) => None,
             (None, _) | (_, Some(_)) => Some(SigningKey::open_or_make(&config.issuer.key_path(data_dir)?)?),
         };
