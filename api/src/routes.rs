@@ -23,10 +23,10 @@ use uuid::Uuid;
 
 use crate::as_of::AsOfQuery;
 use crate::error::Problem;
-use crate::extract::{Cursor, Limit, Reader, etag, read_query};
+use crate::extract::{Cursor, Limit, Parser, etag, read_query};
 
-/// Returns all that reads bodies and query strings.
-pub fn readers() -> Vec<Reader> {
+/// Returns all that parses bodies and query strings under `/v1`.
+pub fn parsers() -> Vec<Parser> {
     let bodies = [
         meetings::BODIES,
         speakers::BODIES,
@@ -35,11 +35,18 @@ pub fn readers() -> Vec<Reader> {
         rebuilds::BODIES,
         erasures::BODIES,
     ];
-    let queries: &[Reader] = &[
+    let queries: &[Parser] = &[
         ("query_meetings", read_query::<meetings::ListQuery>),
         ("query_audit", read_query::<audit::AuditQuery>),
         ("query_access", read_query::<access::AccessQuery>),
         ("query_as_of", read_query::<AsOfQuery>),
+        ("query_events", read_query::<meetings::EventsQuery>),
+        ("query_speakers", read_query::<speakers::ListQuery>),
+        ("query_files", read_query::<files::FindQuery>),
+        ("query_changes", read_query::<changes::Wanted>),
+        ("query_kept_elsewhere", read_query::<erasures::KeptQuery>),
+        ("query_id_page", read_query::<IdPageQuery>),
+        ("query_numbered_page", read_query::<NumberedPageQuery>),
     ];
     [bodies.concat(), queries.to_vec()].concat()
 }

@@ -23,10 +23,10 @@ use crate::app::AppState;
 use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, Id, Limit, NoQuery, QueryOf, Reader, read_body};
+use crate::extract::{Command, Fresh, Id, Limit, NoQuery, Parser, QueryOf, read_body};
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[("body_erasing", read_body::<Erasing>)];
+pub(super) const BODIES: &[Parser] = &[("body_erasing", read_body::<Erasing>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -140,7 +140,7 @@ async fn show(
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct KeptQuery {
+pub(super) struct KeptQuery {
     /// The sequence after which the page begins: the `next_cursor` of the page before.
     #[serde(default)]
     cursor: u32,

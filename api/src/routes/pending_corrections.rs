@@ -22,10 +22,10 @@ use super::speakers::check_person;
 use super::{CommandAnswer, CommandHeaders, CommandProblems, IdPageQuery, Page, ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, PathOf, QueryOf, Reader, read_body};
+use crate::extract::{Command, Cursor, Fresh, Id, Parser, PathOf, QueryOf, read_body};
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[("body_dismissal", read_body::<Dismissal>)];
+pub(super) const BODIES: &[Parser] = &[("body_dismissal", read_body::<Dismissal>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {

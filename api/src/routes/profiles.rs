@@ -28,12 +28,12 @@ use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
 use crate::extract::{
-    Command, Cursor, Fresh, Id, Limit, NoQuery, PathOf, QueryOf, Reader, read_body, wait_until_shown,
+    Command, Cursor, Fresh, Id, Limit, NoQuery, Parser, PathOf, QueryOf, read_body, wait_until_shown,
 };
 use crate::proposals::{self, Proposal};
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[
+pub(super) const BODIES: &[Parser] = &[
     ("body_new_profile", read_body::<NewProfile>),
     ("body_new_name", read_body::<NewName>),
     ("body_new_sample", read_body::<NewSample>),

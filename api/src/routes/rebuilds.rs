@@ -20,11 +20,11 @@ use utoipa_axum::routes;
 use super::{CommandProblems, NumberedPageQuery, Page, ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, NoQuery, PathOf, QueryOf, Reader, read_body};
+use crate::extract::{Command, Fresh, NoQuery, Parser, PathOf, QueryOf, read_body};
 use crate::rebuild::process;
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[("body_start", read_body::<Start>)];
+pub(super) const BODIES: &[Parser] = &[("body_start", read_body::<Start>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
