@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn of_refusals_without_end_a_bounded_number_is_told_apart() {
         let mut seen = HashMap::new();
-        let refusal = |n: usize| Refusal { who: None, route: format!("GET /{n}"), code: "missing_token" };
+        let refusal = |n: usize| Refusal { who: None, route: format!("GET /{n}"), code: "token_required" };
         let noted = (0..100_000).filter_map(|n| count(&mut seen, refusal(n % 1000))).count();
         assert_eq!(noted, KINDS);
         assert_eq!(seen.len(), KINDS + 1);

@@ -178,7 +178,7 @@ pub struct Noted {
     #[schema(example = "allowed")]
     pub outcome: String,
     /// Of a refusal, the problem's code.
-    #[schema(example = "not_allowed")]
+    #[schema(example = "forbidden")]
     pub code: Option<String>,
     /// How often, where alike refusals of a minute are noted together.
     #[schema(example = 1)]
