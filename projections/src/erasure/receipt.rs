@@ -58,6 +58,7 @@ pub struct Erasure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
+#[schema(example = "profile")]
 pub enum ErasureKind {
     /// A person.
     Profile,
