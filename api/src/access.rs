@@ -134,6 +134,30 @@ impl std::str::FromStr for Word {
     }
 }
 
+/// Returns the filter for what is asked for, on the command line or over HTTP.
+pub fn filter(
+    who: Option<ActorFilter>,
+    role: Option<Word>,
+    what: Option<Word>,
+    target: Option<Word>,
+    outcome: Option<Outcome>,
+    from: Option<Moment>,
+    to: Option<Moment>,
+) -> AccessFilter {
+    let (kind, who) = who.map_or((None, None), |who| (who.kind, Some(who.id)));
+    let word = |word: Option<Word>| word.map(|word| word.0);
+    AccessFilter {
+        who,
+        kind,
+        role: word(role),
+        what: word(what),
+        target: word(target),
+        outcome,
+        from: from.map(|moment| moment.0),
+        to: to.map(|moment| moment.0),
+    }
+}
+
 /// Which accesses to print, and how.
 #[derive(Debug, Args)]
 pub struct AccessArgs {
@@ -149,8 +173,8 @@ pub struct AccessArgs {
     /// Only those about what has this id
     #[arg(long, value_name = "ID")]
     target: Option<Word>,
-    /// Only those that ended so: `allowed`, `refused`, `failed`
-    #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
+    /// Only those that ended so: `allowed` or `refused`
+    #[arg(long, value_name = "OUTCOME")]
     outcome: Option<Outcome>,
     /// Only those at this time or later: `2026-11-01`, or `2026-11-01T09:00:00Z`
     #[arg(long, value_name = "TIME")]
@@ -166,28 +190,10 @@ pub struct AccessArgs {
     format: Format,
 }
 
-fn outcome(text: &str) -> Result<Outcome, String> {
-    let all = [Outcome::Allowed, Outcome::Refused, Outcome::Failed];
-    all.into_iter()
-        .find(|outcome| outcome.as_str() == text)
-        .ok_or_else(|| "must be allowed, refused or failed".to_owned())
-}
-
 /// Prints what was asked for.
 pub async fn run(book: &Book, args: AccessArgs) -> anyhow::Result<Done> {
     let AccessArgs { who, role, what, target, outcome, from, to, limit, format } = args;
-    let (kind, who) = who.map_or((None, None), |who| (who.kind, Some(who.id)));
-    let word = |word: Option<Word>| word.map(|word| word.0);
-    let filter = AccessFilter {
-        who,
-        kind,
-        role: word(role),
-        what: word(what),
-        target: word(target),
-        outcome,
-        from: from.map(|moment| moment.0),
-        to: to.map(|moment| moment.0),
-    };
+    let filter = filter(who, role, what, target, outcome, from, to);
     anyhow::ensure!(format != Format::Csv, "accesses are shown as a table or as JSON");
     let (mut before, mut left) = (None, limit.unwrap_or(i64::MAX));
     loop {
@@ -237,7 +243,7 @@ mod tests {
     #[test]
     fn of_refusals_without_end_a_bounded_number_is_told_apart() {
         let mut seen = HashMap::new();
-        let refusal = |n: usize| Refusal { who: None, route: format!("GET /{n}"), code: "missing_token" };
+        let refusal = |n: usize| Refusal { who: None, route: format!("GET /{n}"), code: "token_required" };
         let noted = (0..100_000).filter_map(|n| count(&mut seen, refusal(n % 1000))).count();
         assert_eq!(noted, KINDS);
         assert_eq!(seen.len(), KINDS + 1);

@@ -95,7 +95,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         // Whatever is let through without a caller has no handler that asks for one.
-        parts.extensions.get::<Self>().cloned().ok_or_else(|| admit::no_token().problem())
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| Refusal::Missing.problem())
     }
 }
 
@@ -126,7 +126,7 @@ impl Auth {
     pub async fn open(config: &AuthConfig, data_dir: Option<&std::path::Path>) -> anyhow::Result<Self> {
         let jwks = config.jwks.clone().filter(|place| !place.is_empty()).map(Jwks::new).transpose()?;
         // Whoever names keys of others means those, and the local one only if it is named too.
-        let local = match (&jwks, &config.issuer.signing_key_file) {
+        let local = match (&jwks, config.issuer.named_key()) {
             (Some(_), None) => None,
             (None, _) | (_, Some(_)) => Some(SigningKey::open_or_make(&config.issuer.key_path(data_dir)?)?),
         };
@@ -202,11 +202,6 @@ impl Auth {
         }
         remembered.pop(hash);
         None
-    }
-
-    /// Returns the key that tokens are made with here, if there is one.
-    pub fn signing_key(&self) -> Option<&SigningKey> {
-        self.0.local.as_ref()
     }
 
     fn keys(&self) -> Arc<KeySet> {

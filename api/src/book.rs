@@ -236,10 +236,7 @@ impl Database {
         if let Some(url) = &config.database_url {
             return Ok(Self::External(url.clone()));
         }
-        let data_dir = match &config.data_dir {
-            Some(dir) => std::path::absolute(dir).context("the data directory's path cannot be used")?,
-            None => embedded::default_data_dir()?,
-        };
+        let data_dir = config.data_dir()?;
         let settings = Settings {
             reaper: std::env::current_exe().ok().map(|program| Reaper {
                 program,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use domain::ValueError;
 use domain::speaker::PolicyVersion;
@@ -13,7 +14,7 @@ use event_store::sealing::MasterSource;
 use projections::feed::stream::{StorageType, StreamConfig};
 use serde::Deserialize;
 
-use crate::embedded::{self, EmbeddedError};
+use crate::embedded;
 use crate::file_rules::FileRules;
 
 /// Where the log and the tables are.
@@ -66,21 +67,34 @@ pub struct DatabaseConfig {
 
 impl DatabaseConfig {
     /// Returns the data directory.
-    pub fn data_dir(&self) -> Result<PathBuf, EmbeddedError> {
-        self.data_dir.clone().map_or_else(embedded::default_data_dir, Ok)
+    pub fn data_dir(&self) -> anyhow::Result<PathBuf> {
+        data_dir(self.data_dir.as_deref())
     }
 
     /// Returns where the master key is.
-    pub fn master(&self) -> Result<MasterSource, EmbeddedError> {
+    pub fn master(&self) -> anyhow::Result<MasterSource> {
         // A variable that is set to nothing is not set.
         if let Some(key) = self.master_key.as_ref().filter(|key| !key.trim().is_empty()) {
             return Ok(MasterSource::Text(key.clone()));
         }
-        if let Some(path) = self.master_key_file.as_ref().filter(|path| !path.as_os_str().is_empty()) {
-            return Ok(MasterSource::File(path.clone()));
+        if let Some(path) = named(self.master_key_file.as_deref()) {
+            return Ok(MasterSource::File(path.to_owned()));
         }
         Ok(MasterSource::File(self.data_dir()?.join("keys/master.key")))
     }
+}
+
+/// Returns the data directory, `dir` if it is named.
+fn data_dir(dir: Option<&Path>) -> anyhow::Result<PathBuf> {
+    match dir {
+        Some(dir) => std::path::absolute(dir).context("the data directory's path cannot be used"),
+        None => Ok(embedded::default_data_dir()?),
+    }
+}
+
+/// Returns the file of a key, if one is named: by a variable that is set to nothing none is.
+fn named(file: Option<&Path>) -> Option<&Path> {
+    file.filter(|file| !file.as_os_str().is_empty())
 }
 
 /// The broker of the change feed.
@@ -190,16 +204,17 @@ pub struct IssuerConfig {
 }
 
 impl IssuerConfig {
+    /// Returns the file of the key, if one is named.
+    pub fn named_key(&self) -> Option<&Path> {
+        named(self.signing_key_file.as_deref())
+    }
+
     /// Returns where the key is.
-    pub fn key_path(&self, data_dir: Option<&Path>) -> anyhow::Result<PathBuf> {
-        if let Some(path) = &self.signing_key_file {
-            return Ok(path.clone());
+    pub fn key_path(&self, dir: Option<&Path>) -> anyhow::Result<PathBuf> {
+        match self.named_key() {
+            Some(path) => Ok(path.to_owned()),
+            None => Ok(data_dir(dir)?.join("keys/signing.key")),
         }
-        let data_dir = match data_dir {
-            Some(dir) => std::path::absolute(dir)?,
-            None => embedded::default_data_dir()?,
-        };
-        Ok(data_dir.join("keys/signing.key"))
     }
 }
 
@@ -463,6 +478,29 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_that_is_set_to_nothing_names_no_key() {
+        let database = DatabaseConfig {
+            database_url: None,
+            data_dir: Some("here".into()),
+            postgres_bin: None,
+            postgres_releases_url: None,
+            master_key_file: Some(PathBuf::new()),
+            master_key: Some(" ".to_owned()),
+            max_connections: 2,
+        };
+        let issuer = IssuerConfig {
+            signing_key_file: Some(PathBuf::new()),
+            issuer: String::new(),
+            audience: String::new(),
+        };
+        let keys = std::path::absolute("here/keys").unwrap();
+        let MasterSource::File(master) = database.master().unwrap() else { panic!("no text was given") };
+        assert_eq!(master, keys.join("master.key"));
+        assert_eq!(issuer.key_path(database.data_dir.as_deref()).unwrap(), keys.join("signing.key"));
+        assert_eq!(issuer.named_key(), None);
+    }
 
     #[test]
     fn a_policy_that_makes_no_sense_is_refused_with_its_field() {

@@ -122,7 +122,7 @@ struct Player<'a> {
 
 impl Player<'_> {
     fn context() -> Context {
-        Context { actor: "demo".to_owned(), actor_kind: "system".to_owned(), ..Context::default() }
+        Context::system("demo")
     }
 
     fn say(&self, line: String) {

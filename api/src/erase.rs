@@ -80,7 +80,7 @@ pub async fn meeting(book: &Book, what: &Meeting) -> anyhow::Result<Done> {
 }
 
 fn context() -> Context {
-    Context { actor: "cli".to_owned(), actor_kind: "system".to_owned(), ..Context::default() }
+    Context::system("cli")
 }
 
 /// Carries it out here, where no server does.
@@ -98,10 +98,11 @@ async fn carry_out(book: &Book, subject: Uuid, how: &How) -> anyhow::Result<Done
 }
 
 fn shown(erasure: &Erasure) -> String {
-    let Erasure { kind, subject, position, erased_at, keys, speakers, meetings, .. } = erasure;
+    let Erasure { subject, position, erased_at, keys, speakers, meetings, .. } = erasure;
     let what = format!(
-        "{kind} {subject} was erased at position {position}, {erased_at}: {keys} keys destroyed, of {speakers} \
-         speakers in {meetings} meetings"
+        "{} {subject} was erased at position {position}, {erased_at}: {keys} keys destroyed, of {speakers} \
+         speakers in {meetings} meetings",
+        erasure.kind.name()
     );
     match (&erasure.completed_at, &erasure.waits_for) {
         (Some(completed_at), _) => format!("{what}\ncomplete since {completed_at}"),

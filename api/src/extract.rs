@@ -86,8 +86,8 @@ pub fn form_key(state: &AppState, context: &Context, path: &str, key: Uuid, said
     IdempotencyKey { command_id, request_hmac }
 }
 
-/// Something that reads what a client sent; by name, for the tests that send it anything.
-pub type Reader = (&'static str, fn(&[u8]) -> Result<(), Problem>);
+/// Something that parses what a client sent; by name, for the tests that send it anything.
+pub type Parser = (&'static str, fn(&[u8]) -> Result<(), Problem>);
 
 /// Reads a command's body.
 pub fn read_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<(), Problem> {

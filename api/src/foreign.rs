@@ -1,5 +1,7 @@
-//! Everything that reads bytes from elsewhere, by name: `tests/fuzz` sends each of them anything. What reads such
-//! bytes and is not here is not tried.
+//! What parses bytes from elsewhere, by name: `tests/fuzz` sends each of them anything. Here are tokens and sessions,
+//! every query and every body under `/v1`, and what the command line reads of recordings, people and matching policies.
+//! Not here are the forms of pages, which are made of the same values, and what an operator trusts: key sets, backups,
+//! the broker.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use domain::ids::LogSecret;
@@ -80,7 +82,7 @@ pub fn readers(key: &SigningKey) -> Vec<Reader> {
             Err(error) => Read::Refused(error.to_string()),
         }),
     ];
-    for (name, read) in routes::readers() {
+    for (name, read) in routes::parsers() {
         readers.push(reader(name, move |bytes| match read(bytes) {
             Ok(()) => Read::Taken(None),
             Err(problem) => Read::Refused(format!("{} {}", problem.code(), problem.detail())),

@@ -187,7 +187,7 @@ pub fn parse_line(line: &[u8]) -> anyhow::Result<Line> {
 }
 
 fn context() -> Context {
-    Context { actor: "import".to_owned(), actor_kind: "system".to_owned(), ..Context::default() }
+    Context::system("import")
 }
 
 /// Reads the next line, of a bounded length; the rest of a longer one is passed over.

@@ -66,8 +66,7 @@ pub async fn sweep(
     let old = older_than(store.pool(), before).await?;
     let mut swept = Swept { found: i64::try_from(old.len()).unwrap_or(i64::MAX), erased: 0 };
     let reason: Reason = format!("older than {days} days").parse().expect("it is short and not blank");
-    let context =
-        Context { actor: "retention".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("retention");
     for id in old {
         match erasure::erase_meeting(store, bus, MeetingId::from(id), reason.clone(), now, &context).await {
             Ok(_) => swept.erased += 1,

@@ -23,10 +23,10 @@ use uuid::Uuid;
 
 use crate::as_of::AsOfQuery;
 use crate::error::Problem;
-use crate::extract::{Reader, etag, read_query};
+use crate::extract::{Cursor, Limit, Parser, etag, read_query};
 
-/// Returns all that reads bodies and query strings.
-pub fn readers() -> Vec<Reader> {
+/// Returns all that parses bodies and query strings under `/v1`.
+pub fn parsers() -> Vec<Parser> {
     let bodies = [
         meetings::BODIES,
         speakers::BODIES,
@@ -35,11 +35,18 @@ pub fn readers() -> Vec<Reader> {
         rebuilds::BODIES,
         erasures::BODIES,
     ];
-    let queries: &[Reader] = &[
+    let queries: &[Parser] = &[
         ("query_meetings", read_query::<meetings::ListQuery>),
         ("query_audit", read_query::<audit::AuditQuery>),
         ("query_access", read_query::<access::AccessQuery>),
         ("query_as_of", read_query::<AsOfQuery>),
+        ("query_events", read_query::<meetings::EventsQuery>),
+        ("query_speakers", read_query::<speakers::ListQuery>),
+        ("query_files", read_query::<files::FindQuery>),
+        ("query_changes", read_query::<changes::Wanted>),
+        ("query_kept_elsewhere", read_query::<erasures::KeptQuery>),
+        ("query_id_page", read_query::<IdPageQuery>),
+        ("query_numbered_page", read_query::<NumberedPageQuery>),
     ];
     [bodies.concat(), queries.to_vec()].concat()
 }
@@ -113,6 +120,33 @@ impl<T> Page<T> {
         let next_cursor = items.last().filter(|_| more).map(cursor);
         Self { items, next_cursor }
     }
+}
+
+/// Which page of numbered things to show, the newest first.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct NumberedPageQuery {
+    /// Where the page begins: the `next_cursor` of the page before.
+    cursor: Option<i64>,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
+}
+
+/// Which page to show of what is in the order of its ids.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct IdPageQuery {
+    /// Where the page begins: the `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Cursor>,
+    /// How many, 50 if not said.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
+    limit: Limit,
 }
 
 /// Returns a header that names `position`.

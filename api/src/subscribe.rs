@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::Done;
 use crate::config::{DatabaseConfig, NatsConfig};
-use crate::{embedded, serve, terminal};
+use crate::{serve, terminal};
 
 /// What to follow, and what to do with it.
 #[derive(Debug, Args)]
@@ -96,11 +96,7 @@ fn state_dir(database: &DatabaseConfig, args: &SubscribeArgs) -> anyhow::Result<
         return Ok(args.state_dir.clone());
     }
     let Some(name) = &args.durable else { return Ok(None) };
-    let data_dir = match &database.data_dir {
-        Some(directory) => directory.clone(),
-        None => embedded::default_data_dir()?,
-    };
-    Ok(Some(data_dir.join("subscribers").join(name)))
+    Ok(Some(database.data_dir()?.join("subscribers").join(name)))
 }
 
 async fn follow(args: SubscribeArgs, memory: impl Memory) -> anyhow::Result<Done> {

@@ -45,6 +45,16 @@ impl Subject {
         }
     }
 
+    /// Returns the subject of a kind, by its stored name, with this id; none if there is no such kind.
+    pub fn from_kind(kind: &str, id: uuid::Uuid) -> Option<Self> {
+        match kind {
+            "meeting" => Some(Self::Meeting(id.into())),
+            "speaker" => Some(Self::Speaker(id.into())),
+            "profile" => Some(Self::Profile(id.into())),
+            _ => None,
+        }
+    }
+
     /// Returns its id.
     pub const fn id(&self) -> uuid::Uuid {
         match self {
@@ -90,14 +100,6 @@ impl From<String> for SealedText {
 impl<T> Personal<T> {
     /// Returns the value, if it is known.
     pub const fn known(&self) -> Option<&T> {
-        match self {
-            Self::Known(value) => Some(value),
-            Self::Sealed(_) | Self::Destroyed => None,
-        }
-    }
-
-    /// Returns the value, if it is known.
-    pub fn into_known(self) -> Option<T> {
         match self {
             Self::Known(value) => Some(value),
             Self::Sealed(_) | Self::Destroyed => None,
@@ -404,4 +406,21 @@ pub fn destroy(event: &mut Event) {
         }
     }
     let Ok(()) = visit(event, &mut Destroy);
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_kind_and_an_id_are_the_subject_that_they_were_made_of() {
+        let id = Uuid::from_u128(7);
+        for subject in [Subject::Meeting(id.into()), Subject::Speaker(id.into()), Subject::Profile(id.into())]
+        {
+            assert_eq!(Subject::from_kind(subject.kind(), subject.id()), Some(subject));
+        }
+        assert_eq!(Subject::from_kind("recording", id), None);
+    }
 }

@@ -252,40 +252,11 @@ impl Appender {
                 }
                 // Sealed again it is known who was forgotten: a speaker's voice may be left out.
                 Settled::Outcome(Outcome::Forgotten) | Settled::Rekey => {
-                    let mut connection = self.keyring.connection().await.map_err(unavailable)?;
-                    look_up(&self.keyring, &mut connection, &sealed).await?;
+                    look_up(&self.keyring, &sealed).await?;
                 }
             }
         }
-        Err(unsealable())
-    }
-
-    /// Appends in a transaction of the caller's, which is to be short: other appends wait for it to end. Whoever
-    /// also destroys keys in it does so afterwards. Nobody is told of the append but by [`Head`]'s own look.
-    pub async fn append_in(
-        &self,
-        connection: &mut PgConnection,
-        mut append: Append,
-    ) -> Result<Outcome, AppendError> {
-        read_events(&mut append);
-        for _ in 0..SEALINGS {
-            let Some(sealed) = seal(&self.keyring, &append)? else { return Ok(Outcome::Forgotten) };
-            let settled = call_log_append(connection, &[&sealed], false).await;
-            match settled.map_err(
-                |error| {
-                    if is_about_data(&error) { refusal(&error) } else { unavailable(error) }
-                },
-            )?[..]
-            {
-                // What it brings is remembered once it is read: the transaction may yet be undone.
-                [Settled::Outcome(Outcome::Forgotten) | Settled::Rekey] => {
-                    look_up(&self.keyring, connection, &sealed).await?;
-                }
-                [Settled::Outcome(ref outcome)] => return Ok(outcome.clone()),
-                _ => return Err(AppendError::Unavailable("log.append did not answer".to_owned())),
-            }
-        }
-        Err(unsealable())
+        Err(AppendError::Unsealed(format!("their keys kept changing, {SEALINGS} times")))
     }
 }
 
@@ -317,27 +288,16 @@ fn seal(keyring: &Keyring, append: &Append) -> Result<Option<SealedAppend>, Appe
     }
 }
 
-async fn look_up(
-    keyring: &Keyring,
-    connection: &mut PgConnection,
-    sealed: &SealedAppend,
-) -> Result<(), AppendError> {
-    keyring.look_up(connection, &sealed.sealed.subjects).await.map_err(|error| match error {
-        KeyError::Database(error) => unavailable(error),
+async fn look_up(keyring: &Keyring, sealed: &SealedAppend) -> Result<(), AppendError> {
+    keyring.look_up(&sealed.sealed.subjects).await.map_err(|error| match error {
+        KeyError::Database(error) => AppendError::Unavailable(error.to_string()),
         KeyError::Master(_)
         | KeyError::WrittenUnsealed
         | KeyError::AnotherMaster { .. }
         | KeyError::NothingToRotateTo
-        | KeyError::Damaged { .. } => AppendError::Unsealed(error.to_string()),
+        | KeyError::Damaged { .. }
+        | KeyError::UnknownKind { .. } => AppendError::Unsealed(error.to_string()),
     })
-}
-
-fn unavailable(error: sqlx::Error) -> AppendError {
-    AppendError::Unavailable(error.to_string())
-}
-
-fn unsealable() -> AppendError {
-    AppendError::Unsealed(format!("their keys kept changing, {SEALINGS} times"))
 }
 
 struct AppendTask {
@@ -514,6 +474,7 @@ async fn call_log_append(
     let subjects = || {
         (1..).zip(appends).flat_map(|(n, append)| append.sealed.subjects.iter().map(move |used| (n, used)))
     };
+    let keys = || subjects().map(|(_, used)| used.sealed_with.as_ref());
     let rows = sqlx::query(
         "SELECT outcome, version, first_position, last_position, request_hmac
            FROM log.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
@@ -536,8 +497,8 @@ async fn call_log_append(
     .bind(subjects().map(|(n, _)| n).collect::<Vec<i32>>())
     .bind(subjects().map(|(_, used)| used.subject.kind()).collect::<Vec<_>>())
     .bind(subjects().map(|(_, used)| used.subject.id()).collect::<Vec<_>>())
-    .bind(subjects().map(|(_, used)| used.life).collect::<Vec<_>>())
-    .bind(subjects().map(|(_, used)| used.wrapped.as_deref()).collect::<Vec<_>>())
+    .bind(keys().map(|key| key.map(|key| key.life)).collect::<Vec<_>>())
+    .bind(keys().map(|key| key.and_then(|key| key.wrapped.as_deref())).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     if let [row] = &rows[..]

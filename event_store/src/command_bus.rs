@@ -59,14 +59,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// Returns that of a part of Minutebook itself, known as `actor`.
+    pub fn system(actor: &str) -> Self {
+        Self { actor: actor.to_owned(), actor_kind: "system".to_owned(), ..Self::default() }
+    }
+
     /// Returns that of what follows from the erasure of `subject`.
     pub fn of_erasure(subject: Uuid) -> Self {
-        Self {
-            actor: "erasure".to_owned(),
-            actor_kind: "system".to_owned(),
-            causation_id: Some(subject.to_string()),
-            ..Self::default()
-        }
+        Self { causation_id: Some(subject.to_string()), ..Self::system("erasure") }
     }
 }
 
@@ -254,6 +254,29 @@ struct Cache<A> {
     states: StateCache<A>,
 }
 
+impl<A: Clone + Weighed> Cache<A> {
+    fn new(destructions: i64) -> Self {
+        Self { destructions, states: StateCache::default() }
+    }
+
+    /// Returns the states, now that there are so many destructions: if that is news, none.
+    fn states(&mut self, destructions: i64) -> &mut StateCache<A> {
+        if self.destructions != destructions {
+            *self = Self::new(destructions);
+        }
+        &mut self.states
+    }
+
+    /// Keeps a state that was read when there were so many destructions, unless somebody was forgotten since, and
+    /// there are more `now`: it may know them.
+    fn remember(&mut self, id: &str, new: Versioned<A>, destructions: i64, now: i64) {
+        let states = self.states(now);
+        if destructions == now {
+            states.put(id, new);
+        }
+    }
+}
+
 impl<A: Aggregate + Clone + Weighed> Handler<A>
 where
     A::Error: 'static,
@@ -263,29 +286,22 @@ where
         let repository = LogRepository::new(pool.clone(), keyring.clone(), appender.clone());
         let store =
             PersistedEventStore::new_event_store(repository).with_upcasters(domain::upcast::for_cqrs_es());
-        let cache = Mutex::new(Cache { destructions: keyring.destructions(), states: StateCache::default() });
+        let cache = Mutex::new(Cache::new(keyring.destructions()));
         Self { pool: pool.clone(), store, appender: appender.clone(), keyring: keyring.clone(), cache }
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache<A>> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let destructions = self.keyring.destructions();
-        if cache.destructions != destructions {
-            *cache = Cache { destructions, states: StateCache::default() };
-        }
-        cache
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cached(&self, id: &str) -> Option<Versioned<A>> {
-        self.cache().states.get(id).cloned()
+        let mut cache = self.cache();
+        cache.states(self.keyring.destructions()).get(id).cloned()
     }
 
-    /// Keeps a state, unless somebody was forgotten since there were so many `destructions`: it may know them.
     fn remember(&self, id: &str, new: Versioned<A>, destructions: i64) {
         let mut cache = self.cache();
-        if cache.destructions == destructions {
-            cache.states.put(id, new);
-        }
+        cache.remember(id, new, destructions, self.keyring.destructions());
     }
 
     async fn load(&self, id: &str) -> Result<Versioned<A>, CommandError<A::Error>> {
@@ -583,4 +599,22 @@ fn measure<E: std::error::Error + 'static>(
     };
     let labels = [("aggregate", aggregate), ("command", command), ("outcome", outcome)];
     metrics::histogram!("minutebook_command_seconds", &labels).record(started.elapsed().as_secs_f64());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remembered_state_does_not_outlive_whoever_it_may_know() {
+        let mut cache = Cache::new(3);
+        let state = || Versioned { state: Profile::default(), version: 1 };
+        cache.remember("a", state(), 3, 3);
+        assert!(cache.states(3).get("a").is_some());
+        assert!(cache.states(4).get("a").is_none(), "somebody was forgotten since it was kept");
+        cache.remember("b", state(), 3, 4);
+        assert!(cache.states(4).get("b").is_none(), "somebody was forgotten since it was read");
+        cache.remember("b", state(), 4, 4);
+        assert!(cache.states(4).get("b").is_some());
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod append;
 pub mod command_bus;
+pub mod locks;
 pub mod log;
 pub mod migrate;
 pub mod repository;

@@ -58,7 +58,7 @@ impl Head {
     }
 
     /// Takes note that `position` is committed, by this process.
-    pub fn advance_by_append(&self, position: i64) {
+    pub(crate) fn advance_by_append(&self, position: i64) {
         self.advance(position);
         self.appended.send_replace(position);
     }

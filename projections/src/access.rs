@@ -3,6 +3,8 @@
 //! Each is a row and a line of the process's log, with ids alone. What is allowed is noted before it is answered,
 //! so that what cannot be noted is not given.
 
+use std::str::FromStr;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgConnection, PgPool};
@@ -68,8 +70,6 @@ pub enum Outcome {
     Allowed,
     /// The right to it was missing.
     Refused,
-    /// It went wrong.
-    Failed,
 }
 
 impl Outcome {
@@ -78,8 +78,15 @@ impl Outcome {
         match self {
             Self::Allowed => "allowed",
             Self::Refused => "refused",
-            Self::Failed => "failed",
         }
+    }
+}
+
+impl FromStr for Outcome {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let mut all = [Self::Allowed, Self::Refused].into_iter();
+        all.find(|outcome| outcome.as_str() == text).ok_or("must be allowed or refused")
     }
 }
 
@@ -109,12 +116,6 @@ impl Access {
 
 /// Notes an access, in the table and in the process's log.
 pub async fn record(pool: &PgPool, access: &Access) -> Result<(), sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    record_on(&mut connection, access).await
-}
-
-/// The same on a connection: within its transaction, it is noted if the rest is done.
-pub async fn record_on(connection: &mut PgConnection, access: &Access) -> Result<(), sqlx::Error> {
     let Access { who, what, target, outcome, code, times } = access;
     let (id, kind, role) = match who {
         Some(Who { id, kind, role }) => (Some(id.as_str()), Some(kind.as_str()), Some(role.as_str())),
@@ -143,7 +144,7 @@ pub async fn record_on(connection: &mut PgConnection, access: &Access) -> Result
     .bind(outcome.as_str())
     .bind(code)
     .bind(times)
-    .execute(connection)
+    .execute(pool)
     .await
     .map(|_| ())
 }
@@ -173,11 +174,11 @@ pub struct Noted {
     /// The id of what it is about.
     #[schema(example = "018f0000-0000-7000-8000-000000000001")]
     pub target: Option<String>,
-    /// `allowed`, `refused` or `failed`.
+    /// `allowed` or `refused`.
     #[schema(example = "allowed")]
     pub outcome: String,
     /// Of a refusal, the problem's code.
-    #[schema(example = "not_allowed")]
+    #[schema(example = "forbidden")]
     pub code: Option<String>,
     /// How often, where alike refusals of a minute are noted together.
     #[schema(example = 1)]

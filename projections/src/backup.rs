@@ -98,8 +98,6 @@ pub enum BackupError {
     Serving,
     #[error("the list of the erased is of the log {found}, and the backup of {expected}")]
     AnotherLog { found: Uuid, expected: Uuid },
-    #[error("there are keys to destroy, but this database keeps none")]
-    NoKeys,
     #[error("the keys of the backup cannot be used; nothing was restored")]
     Master(#[from] KeyError),
     #[error("a task that reads or writes a file broke off")]
@@ -230,7 +228,7 @@ fn quoted_table(table: &str) -> String {
     table.split('.').map(quoted).collect::<Vec<_>>().join(".")
 }
 
-/// Returns the columns of a table that hold something of their own; none if there is no such table.
+/// Returns the columns of a table that hold something of their own.
 async fn columns(connection: &mut PgConnection, table: &str) -> Result<Vec<String>, BackupError> {
     let rows = sqlx::query(
         "SELECT attname::text AS name FROM pg_attribute

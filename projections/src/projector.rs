@@ -14,9 +14,9 @@ mod read_ahead;
 
 use std::time::Duration;
 
-use event_store::EventStore;
 use event_store::log::{self, BatchLimits, LogError};
 use event_store::retry::{backoff, is_transient};
+use event_store::{EventStore, locks};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{mpsc, watch};
@@ -287,7 +287,8 @@ async fn lead(
     let options = store.pool().connect_options();
     let mut connection = connect(&options).await.map_err(at_start("connecting the projector"))?;
     loop {
-        let leads: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088003)")
+        let leads: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(locks::PROJECTOR)
             .fetch_one(&mut connection)
             .await
             .map_err(at_start("asking for the projector's lock"))?;

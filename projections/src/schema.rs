@@ -1,10 +1,14 @@
 //! The schemas of generations: the live one, its creation, and those beside it.
 
+use event_store::locks;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection, PgExecutor, PgPool, Row};
 
 /// The tables as this version of the program makes them.
 const DDL: &str = include_str!("../../migrations/read_model.sql");
+
+/// What the mark of a generation's shape begins with.
+const MARK: &str = "minutebook shape ";
 
 /// The schema of the generation that readers see.
 pub const LIVE: &str = "read";
@@ -21,7 +25,7 @@ pub const LAYING: &str = "read_until";
 pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let mut transaction = connection.begin().await?;
-    sqlx::query("SELECT pg_advisory_xact_lock(7165932018841088002)").execute(&mut *transaction).await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(locks::CREATION).execute(&mut *transaction).await?;
     let there: bool = sqlx::query_scalar("SELECT to_regclass('read.checkpoint') IS NOT NULL")
         .fetch_one(&mut *transaction)
         .await?;
@@ -50,7 +54,18 @@ pub async fn create(transaction: &mut PgConnection, schema: &str) -> Result<(), 
 pub async fn shape(executor: impl PgExecutor<'_>) -> Result<String, sqlx::Error> {
     let code = DDL.lines().map(|line| line.split_once("--").map_or(line, |(code, _)| code));
     let code = code.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
-    sqlx::query_scalar("SELECT 'minutebook shape ' || md5($1)").bind(code).fetch_one(executor).await
+    sqlx::query_scalar("SELECT $1 || md5($2)").bind(MARK).bind(code).fetch_one(executor).await
+}
+
+/// Returns the schemas of all generations, known by their marks.
+pub async fn generations(executor: impl PgExecutor<'_>) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT nspname::text FROM pg_namespace
+          WHERE starts_with(obj_description(oid, 'pg_namespace'), $1) ORDER BY nspname",
+    )
+    .bind(MARK)
+    .fetch_all(executor)
+    .await
 }
 
 /// Says whether the tables of a generation have the shape that this version of the program knows.

@@ -60,8 +60,7 @@ async fn main() {
     book.start_erasures();
     shown(&book).await;
     let started = Instant::now();
-    let context =
-        Context { actor: "bench".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("bench");
     let accepted = erasure::erase_profile(&book.store, &book.bus, people[0].into(), now(), &context);
     let accepted = accepted.await.expect("the person is known");
     let answered = started.elapsed();

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use event_store::log::BatchLimits;
 use projections::projector::catch_up;
+use projections::rebuild;
 use projections::rebuild::compare::compare;
 use projections::rebuild::swap::swap;
-use projections::rebuild::{self, Progress};
 use projections::schema::{self, Bare, NEXT};
 use projections::tables::checkpoint;
 use sqlx::{Connection, Executor, PgConnection};
 use tests::TestDatabase;
-use tests::bench::{BenchCluster, fill, numbers_of_a_process, peak_kib, quantile, register, setting};
+use tests::bench::{BenchCluster, Silent, fill, numbers_of_a_process, peak_kib, quantile, register, setting};
 use tokio_util::sync::CancellationToken;
 
 /// Set in the process whose memory is measured: the database to rebuild.
@@ -35,13 +35,6 @@ const TABLES: [&str; 9] = [
     "cache",
     "cache_origin",
 ];
-
-struct Silent;
-
-impl Progress for Silent {
-    fn phase(&self, _: &'static str, _: i64) {}
-    fn done(&self, _: i64) {}
-}
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");

@@ -10,20 +10,12 @@ use std::time::{Duration, Instant};
 use api::book::Book;
 use futures::StreamExt;
 use projections::backup::{self, Backup};
-use projections::rebuild::Progress;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tests::TestDatabase;
-use tests::bench::{BenchCluster, fill, quantile, setting};
+use tests::bench::{BenchCluster, Silent, fill, quantile, setting};
 use tests::workload::Workload;
 
 const COLUMNS: &str = "position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata";
-
-struct Silent;
-
-impl Progress for Silent {
-    fn phase(&self, _: &'static str, _: i64) {}
-    fn done(&self, _: i64) {}
-}
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");

@@ -1,4 +1,4 @@
-//! Sends anything to everything that reads foreign bytes: see `api::foreign`. On the stable toolchain, without
+//! Sends anything to what parses foreign bytes: see `api::foreign`. On the stable toolchain, without
 //! instrumentation: what a reader says guides instead, for each new kind of answer is worth building on.
 //!
 //! Each reader has a corpus in `tests/fuzz/corpus/<name>/`, which is replayed first; then inputs are made of it for a

@@ -496,7 +496,7 @@ async fn migrating_at_once_and_again_changes_nothing() {
     done(&run_on(&database, &["migrate"]).await);
     let book = database.open().await;
     assert_eq!(book.store.identity().log_id, identity);
-    let context = Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("test");
     let create = domain::profile::ProfileCommand::Create {
         profile_id: Uuid::from_u128(1).into(),
         display_name: "Ada".parse().unwrap(),

@@ -62,12 +62,7 @@ impl People {
     }
 
     pub(crate) async fn command(&self, path: &str, body: Value) -> Value {
-        let request = self
-            .server
-            .client
-            .post(self.server.at(path))
-            .header("authorization", tests::tokens::acting(REVIEWER));
-        let (status, told) = answer(request.json(&body)).await;
+        let (status, told) = self.server.post_as(REVIEWER, path, &body).await;
         assert!(matches!(status, 200 | 201), "{path}: {status} {told}");
         told
     }
@@ -231,12 +226,7 @@ async fn whoever_is_forgotten_is_gone_from_everywhere_and_nothing_brings_them_ba
             json!({"profile_id": ottilie, "reason": "I heard her"}),
         ),
     ] {
-        let request = people
-            .server
-            .client
-            .post(people.server.at(&path))
-            .header("authorization", tests::tokens::acting(REVIEWER));
-        let (status, refused) = answer(request.json(&body)).await;
+        let (status, refused) = people.server.post_as(REVIEWER, &path, &body).await;
         assert_eq!((status, &refused["code"]), (409, &json!("profile_erased")), "{path}: {refused}");
     }
     let fourth = people.command("/v1/meetings", json!({"sha256": "ab".repeat(32)})).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use event_store::log;
+use event_store::{locks, log};
 use futures::{StreamExt, stream};
 use nix::sys::signal::Signal;
 use projections::fold::{Rows, fold};
@@ -142,8 +142,8 @@ async fn takes_over(database: &TestDatabase, mut projectors: Vec<Server>, api: O
         projectors[active].signal(Signal::SIGSTOP);
         let cut = "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database
                     WHERE locktype = 'advisory' AND granted AND datname = current_database()
-                      AND (classid::bigint << 32) + objid::bigint = 7165932018841088003";
-        pool.execute(cut).await.unwrap();
+                      AND (classid::bigint << 32) + objid::bigint = $1";
+        sqlx::query(cut).bind(locks::PROJECTOR).execute(&pool).await.unwrap();
         becomes_active(&projectors[1 - active]).await;
         load.go_on(50).await;
         projectors[active].signal(Signal::SIGCONT);

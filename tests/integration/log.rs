@@ -15,10 +15,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use event_store::EventStore;
 use event_store::append::{Append, AppendError, Appender, NewEvent, Outcome, Place};
 use event_store::log::{self, BatchLimits, LogError, StoredEvent};
 use event_store::migrate::migrate;
+use event_store::{EventStore, locks};
 use futures::future::{join_all, poll_immediate, try_join_all};
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
@@ -129,7 +129,7 @@ async fn a_time_waits_for_an_append_that_may_be_recorded_before_it() {
     fill(&pool, 1).await;
     // An append in slow motion: the lock, its time, its events, and at last it is seen.
     let mut append = pool.begin().await.unwrap();
-    append.execute("SELECT pg_advisory_xact_lock(7165932018841088001)").await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(locks::APPEND).execute(&mut *append).await.unwrap();
     append
         .execute(
             "INSERT INTO log.events (position, recorded_at, aggregate_type, aggregate_id, sequence,

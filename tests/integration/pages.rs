@@ -161,14 +161,8 @@ async fn of_two_reviewers_the_slower_one_is_told_and_loses_nothing_written() {
     let bo =
         people["items"].as_array().unwrap().iter().find(|person| person["display_name"] == "Bo").unwrap();
     let said = json!({"profile_id": bo["id"], "reason": "her accent"});
-    let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-    let quicker = stage
-        .scene
-        .server
-        .client
-        .post(path)
-        .header("authorization", tests::tokens::acting("person:reviewer-8"));
-    assert_eq!(answer(quicker.json(&said)).await.0, 200);
+    let path = format!("/v1{}/reassign", stage.speakers[0]);
+    assert_eq!(stage.scene.server.post_as("person:reviewer-8", &path, &said).await.0, 200);
 
     save(&browser, "Ada", "She says her name", ".alert").await;
     let told = browser.text(".alert").await;
@@ -250,14 +244,8 @@ async fn what_people_write_is_shown_as_text() {
     let stage = Stage::set(&[MARKUP]).await;
     let (_, people) = stage.scene.server.get("/v1/profiles").await;
     let said = json!({"profile_id": people["items"][0]["id"], "reason": MARKUP});
-    let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-    let request = stage
-        .scene
-        .server
-        .client
-        .post(path)
-        .header("authorization", tests::tokens::acting("person:reviewer-8"));
-    let (_, accepted) = answer(request.json(&said)).await;
+    let path = format!("/v1{}/reassign", stage.speakers[0]);
+    let (_, accepted) = stage.scene.server.post_as("person:reviewer-8", &path, &said).await;
     let position = accepted["position"].as_i64().unwrap();
     log_in(&browser, &stage.scene, "/meetings", Role::Admin, REVIEWER).await;
     browser.open(&stage.at(&format!("{}?shown={position}", stage.meeting))).await;
@@ -312,14 +300,8 @@ async fn every_page_is_sound_and_fits_a_phone() {
         let (_, people) = stage.scene.server.get("/v1/profiles").await;
         for person in people["items"].as_array().unwrap() {
             let said = json!({"profile_id": person["id"], "reason": "x".repeat(300)});
-            let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-            let request = stage
-                .scene
-                .server
-                .client
-                .post(path)
-                .header("authorization", tests::tokens::acting("person:reviewer-8"));
-            assert_eq!(answer(request.json(&said)).await.0, 200);
+            let path = format!("/v1{}/reassign", stage.speakers[0]);
+            assert_eq!(stage.scene.server.post_as("person:reviewer-8", &path, &said).await.0, 200);
         }
         stage.scene.server.post("/v1/operations/rebuilds", &json!({"kind": "verify"})).await;
         browser.open(&stage.at("/login")).await;
@@ -557,14 +539,8 @@ async fn what_a_new_diarization_leaves_open_is_settled_or_dismissed_and_its_past
         let (_, people) = stage.scene.server.get("/v1/profiles").await;
         for (speaker, person) in stage.speakers.iter().zip(people["items"].as_array().unwrap()) {
             let said = json!({"profile_id": person["id"], "reason": "by the voice"});
-            let path = stage.at(&format!("/v1{speaker}/reassign"));
-            let request = stage
-                .scene
-                .server
-                .client
-                .post(path)
-                .header("authorization", tests::tokens::acting("person:reviewer-8"));
-            assert_eq!(answer(request.json(&said)).await.0, 200);
+            let path = format!("/v1{speaker}/reassign");
+            assert_eq!(stage.scene.server.post_as("person:reviewer-8", &path, &said).await.0, 200);
         }
         let (position, speakers) = diarize_anew(&stage).await;
         let shown = format!("{}?shown={position}", stage.meeting);
@@ -624,14 +600,8 @@ async fn a_decision_that_waits_is_dismissed_once_by_a_person_with_a_reason() {
     let stage = Stage::set(&["Ada"]).await;
     let (_, people) = stage.scene.server.get("/v1/profiles").await;
     let said = json!({"profile_id": people["items"][0]["id"], "reason": "by the voice"});
-    let path = stage.at(&format!("/v1{}/reassign", stage.speakers[0]));
-    let request = stage
-        .scene
-        .server
-        .client
-        .post(path)
-        .header("authorization", tests::tokens::acting("person:reviewer-8"));
-    assert_eq!(answer(request.json(&said)).await.0, 200);
+    let path = format!("/v1{}/reassign", stage.speakers[0]);
+    assert_eq!(stage.scene.server.post_as("person:reviewer-8", &path, &said).await.0, 200);
     diarize_anew(&stage).await;
 
     let client = browserlike();

@@ -29,7 +29,7 @@ async fn whoever_follows_any_history_and_whoever_reads_it_late_know_the_same_voi
     let (here, there) = (follow(&book), follow(&elsewhere));
     let seed = fastrand::u64(..);
     let mut random = fastrand::Rng::with_seed(seed);
-    let context = Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("test");
     let mut known = 0;
     for n in 0..300 {
         let id = ProfileId::from(Uuid::from_u128(0xeeee + random.u128(..5)));

@@ -16,6 +16,7 @@ use domain::meeting::{MeetingCommand, RegisterMeeting};
 use event_store::EventStore;
 use event_store::append::Append;
 use event_store::command_bus::{Accepted, Context};
+use projections::rebuild::Progress;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::process::Command;
@@ -24,6 +25,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::TestDatabase;
 use crate::workload::{Workload, append_all};
+
+/// Tells nobody how far something is.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn phase(&self, _: &'static str, _: i64) {}
+    fn done(&self, _: i64) {}
+}
 
 /// A durable PostgreSQL for one benchmark, gone when it is closed.
 pub struct BenchCluster {

@@ -278,11 +278,7 @@ async fn head(server: &Server) -> i64 {
 
 async fn say(server: &Server, heard: &Heard, what: &str, body: &Value) {
     let path = format!("/v1/meetings/{}/speakers/{}/{what}", heard.meeting, heard.speaker);
-    let request = server
-        .client
-        .post(server.at(&path))
-        .header("authorization", crate::tokens::acting("person:reviewer-1"));
-    let (status, answered) = answer(request.json(body)).await;
+    let (status, answered) = server.post_as("person:reviewer-1", &path, body).await;
     assert_eq!(status, 200, "{answered}");
 }
 

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use axum::http::Method;
 
+use self::Whose::{Common, Filtered, Meeting};
 use super::Role::{self, Admin, Auditor, Member, Pipeline, Reviewer};
 use crate::config::Openable;
 
@@ -61,8 +62,6 @@ const METRICS: Who = Who::Openable(Openable::Metrics, &Role::ALL);
 const fn row(method: &'static str, path: &'static str, who: Who, whose: Whose) -> Access {
     Access { method, path, who, whose }
 }
-
-use Whose::{Common, Filtered, Meeting};
 
 /// The table.
 pub const TABLE: &[Access] = &[

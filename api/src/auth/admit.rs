@@ -11,7 +11,6 @@ use domain::ids::{MeetingId, OwnerId};
 use domain::meeting::MeetingEvent;
 use event_store::EventStore;
 use event_store::log::{self, BatchLimits};
-use tracing::info;
 use uuid::Uuid;
 
 use super::access::{self, Access, Who, Whose};
@@ -46,14 +45,13 @@ pub async fn admit(State(state): State<AppState>, mut request: Request, next: Ne
         )),
         (Some(_), None) => Err(forbidden(&caller)),
     };
-    let response = match admitted {
+    let mut response = match admitted {
         Ok(()) => {
             request.extensions_mut().insert(caller.clone());
             next.run(request).await
         }
         Err(problem) => problem.into_response(),
     };
-    let mut response = response;
     // For what is around the route: a page's head names who looks.
     response.extensions_mut().insert(caller);
     response
@@ -99,14 +97,6 @@ async fn authorize(
         Who::Roles(roles) | Who::Openable(_, roles) => roles.contains(&caller.role),
     };
     if !allowed {
-        // access audit
-        info!(
-            actor = caller.subject,
-            role = caller.role.name(),
-            method = access.method,
-            route = access.path,
-            "refused: the role may not do this"
-        );
         return Err(forbidden(caller));
     }
     if access.whose != Whose::Meeting || caller.only().is_none() {
@@ -145,11 +135,6 @@ pub(crate) async fn owner_of(store: &EventStore, id: MeetingId) -> Result<Option
 fn forbidden(caller: &Caller) -> Problem {
     let detail = format!("the role {} may not do this", caller.role.name());
     Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
-}
-
-/// Returns what a request without a token is told.
-pub(super) fn no_token() -> Refusal {
-    Refusal::Missing
 }
 
 impl Refusal {

@@ -2,14 +2,14 @@
 
 use axum::Json;
 use axum::extract::State;
-use projections::access::{self, AccessFilter, Noted, Outcome};
+use projections::access::{self, Noted, Outcome};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{Page, ReadHeaders, ReadProblems};
-use crate::access::Word;
+use crate::access::{Word, filter};
 use crate::app::AppState;
 use crate::audit::{ActorFilter, Moment};
 use crate::error::Problem;
@@ -67,18 +67,7 @@ async fn list(
     _fresh: Fresh,
 ) -> Result<Json<Page<Noted>>, Problem> {
     let AccessQuery { who, role, what, target, outcome, from, to, cursor, limit } = query;
-    let (kind, who) = who.map_or((None, None), |who| (who.kind, Some(who.id)));
-    let word = |word: Option<Word>| word.map(|word| word.0);
-    let filter = AccessFilter {
-        who,
-        kind,
-        role: word(role),
-        what: word(what),
-        target: word(target),
-        outcome,
-        from: from.map(|moment| moment.0),
-        to: to.map(|moment| moment.0),
-    };
+    let filter = filter(who, role, what, target, outcome, from, to);
     let before = cursor.map(|cursor| cursor.0);
     let rows = access::noted(state.book.pool(), &filter, before, limit.get() + 1).await?;
     Ok(Json(Page::of(rows, limit.get(), |row| PositionCursor(row.id).to_string())))

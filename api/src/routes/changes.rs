@@ -57,7 +57,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(super) struct Wanted {
     /// Only these types, separated by commas: `meeting.completed,meeting.failed`.
     #[serde(rename = "type")]
     #[param(example = "meeting.completed")]

@@ -15,15 +15,18 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{CommandHeaders, CommandProblems, Nothing, Page, ReadHeaders, ReadProblems, position_header};
+use super::{
+    CommandHeaders, CommandProblems, Nothing, NumberedPageQuery, Page, ReadHeaders, ReadProblems,
+    position_header,
+};
 use crate::app::AppState;
 use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, Id, Limit, NoQuery, QueryOf, Reader, read_body};
+use crate::extract::{Command, Fresh, Id, Limit, NoQuery, Parser, QueryOf, read_body};
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[("body_erasing", read_body::<Erasing>)];
+pub(super) const BODIES: &[Parser] = &[("body_erasing", read_body::<Erasing>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -105,25 +108,12 @@ fn not_found() -> Problem {
     Problem::not_found("erasure_not_found", "nothing with this id was erased")
 }
 
-/// Which page of erasures to show.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-struct ListQuery {
-    /// Where the page begins: the `next_cursor` of the page before.
-    cursor: Option<i64>,
-    /// How many, 50 if not said.
-    #[serde(default)]
-    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
-    limit: Limit,
-}
-
 /// List what was forgotten, the newest first
 #[utoipa::path(get, operation_id = "listErasures", path = "/v1/erasures", tag = "operations",
-    params(ListQuery, ReadHeaders), responses((status = 200, body = Page<Erasure>), ReadProblems))]
+    params(NumberedPageQuery, ReadHeaders), responses((status = 200, body = Page<Erasure>), ReadProblems))]
 async fn list(
     State(state): State<AppState>,
-    QueryOf(query): QueryOf<ListQuery>,
+    QueryOf(query): QueryOf<NumberedPageQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<Erasure>>, Problem> {
     let limit = query.limit.get();
@@ -150,7 +140,7 @@ async fn show(
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct KeptQuery {
+pub(super) struct KeptQuery {
     /// The sequence after which the page begins: the `next_cursor` of the page before.
     #[serde(default)]
     cursor: u32,

@@ -56,7 +56,7 @@ async fn show(
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct FindQuery {
+pub(super) struct FindQuery {
     /// Files of these very bytes.
     #[param(value_type = Option<String>, pattern = "^[0-9a-fA-F]{64}$")]
     sha256: Option<Sha256>,

@@ -33,10 +33,10 @@ use crate::as_of::{AsOf, AsOfQuery};
 use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, Object, PathOf, QueryOf, Reader, read_body};
+use crate::extract::{Command, Cursor, Fresh, Id, Limit, Object, Parser, PathOf, QueryOf, read_body};
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[
+pub(super) const BODIES: &[Parser] = &[
     ("body_register", read_body::<Register>),
     ("body_begin", read_body::<Begin>),
     ("body_fingerprint", read_body::<Fingerprint>),
@@ -579,7 +579,7 @@ struct MeetingEventView {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct EventsQuery {
+pub(super) struct EventsQuery {
     /// Only those recorded by then: up to a position of the log, or a time as RFC 3339 writes it, with its zone.
     #[param(value_type = Option<String>, example = "2026-11-24T09:00:00Z")]
     as_of: Option<AsOf>,

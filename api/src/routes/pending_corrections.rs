@@ -13,19 +13,19 @@ use domain::text::Reason;
 use event_store::command_bus::{Accepted, Context};
 use projections::queries;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::speakers::check_person;
-use super::{CommandAnswer, CommandHeaders, CommandProblems, Page, ReadHeaders, ReadProblems};
+use super::{CommandAnswer, CommandHeaders, CommandProblems, IdPageQuery, Page, ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Cursor, Fresh, Id, Limit, PathOf, QueryOf, Reader, read_body};
+use crate::extract::{Command, Cursor, Fresh, Id, Parser, PathOf, QueryOf, read_body};
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[("body_dismissal", read_body::<Dismissal>)];
+pub(super) const BODIES: &[Parser] = &[("body_dismissal", read_body::<Dismissal>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -78,32 +78,18 @@ pub(crate) struct CandidateSpeaker {
     pub(crate) overlap_ms: u32,
 }
 
-/// Which of them to list.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-struct PendingQuery {
-    /// Where the page begins: the `next_cursor` of the page before.
-    #[param(value_type = Option<String>)]
-    cursor: Option<Cursor>,
-    /// How many, 50 if not said.
-    #[serde(default)]
-    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
-    limit: Limit,
-}
-
 /// List decisions of people that wait for a person
 ///
 /// A new diarization has other speakers. What people decided is carried over where speech in common leaves no
 /// doubt, and is listed here where it does, until a person says of a candidate what was decided, dismisses it,
 /// or a further diarization leaves no doubt.
 #[utoipa::path(get, operation_id = "listPendingCorrections", path = "/v1/meetings/{id}/pending-corrections",
-    tag = "meetings", params(("id" = Uuid, Path), PendingQuery, ReadHeaders),
+    tag = "meetings", params(("id" = Uuid, Path), IdPageQuery, ReadHeaders),
     responses((status = 200, body = Page<PendingCorrection>), ReadProblems))]
 async fn list(
     State(state): State<AppState>,
     Id(id): Id<MeetingId>,
-    QueryOf(query): QueryOf<PendingQuery>,
+    QueryOf(query): QueryOf<IdPageQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<PendingCorrection>>, Problem> {
     let limit = query.limit.get();

@@ -13,14 +13,14 @@ use projections::access::{self, Access, What};
 use projections::history;
 use projections::queries::{self, ProfileSummary, VoiceSample, VoiceVector};
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::{
-    CommandAnswer, CommandHeaders, CommandProblems, Nothing, Page, PastReadProblems, ReadHeaders,
-    ReadProblems, etag_header, position_header,
+    CommandAnswer, CommandHeaders, CommandProblems, IdPageQuery, Nothing, Page, PastReadProblems,
+    ReadHeaders, ReadProblems, etag_header, position_header,
 };
 use crate::app::AppState;
 use crate::as_of::AsOfQuery;
@@ -28,12 +28,12 @@ use crate::auth::Caller;
 use crate::clock::now;
 use crate::error::Problem;
 use crate::extract::{
-    Command, Cursor, Fresh, Id, Limit, NoQuery, PathOf, QueryOf, Reader, read_body, wait_until_shown,
+    Command, Cursor, Fresh, Id, Limit, NoQuery, Parser, PathOf, QueryOf, read_body, wait_until_shown,
 };
 use crate::proposals::{self, Proposal};
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[
+pub(super) const BODIES: &[Parser] = &[
     ("body_new_profile", read_body::<NewProfile>),
     ("body_new_name", read_body::<NewName>),
     ("body_new_sample", read_body::<NewSample>),
@@ -265,28 +265,14 @@ async fn show(
     Ok((position_header(found.position), etag, Json(found.row)).into_response())
 }
 
-/// Which people to list.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-struct ListQuery {
-    /// Where the page begins: the `next_cursor` of the page before.
-    #[param(value_type = Option<String>)]
-    cursor: Option<Cursor>,
-    /// How many, 50 if not said.
-    #[serde(default)]
-    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
-    limit: Limit,
-}
-
 /// List people
 ///
 /// In the order of their ids.
-#[utoipa::path(get, operation_id = "listProfiles", path = "/v1/profiles", tag = "profiles", params(ListQuery, ReadHeaders),
+#[utoipa::path(get, operation_id = "listProfiles", path = "/v1/profiles", tag = "profiles", params(IdPageQuery, ReadHeaders),
     responses((status = 200, body = Page<ProfileSummary>), ReadProblems))]
 async fn list(
     State(state): State<AppState>,
-    QueryOf(query): QueryOf<ListQuery>,
+    QueryOf(query): QueryOf<IdPageQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<ProfileSummary>>, Problem> {
     let limit = query.limit.get();

@@ -17,14 +17,14 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{CommandProblems, Page, ReadHeaders, ReadProblems};
+use super::{CommandProblems, NumberedPageQuery, Page, ReadHeaders, ReadProblems};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, Limit, NoQuery, PathOf, QueryOf, Reader, read_body};
+use crate::extract::{Command, Fresh, NoQuery, Parser, PathOf, QueryOf, read_body};
 use crate::rebuild::process;
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] = &[("body_start", read_body::<Start>)];
+pub(super) const BODIES: &[Parser] = &[("body_start", read_body::<Start>)];
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -148,25 +148,12 @@ impl Progress for Logged {
     fn done(&self, _events: i64) {}
 }
 
-/// Which page of rebuilds to show.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-struct ListQuery {
-    /// Where the page begins: the `next_cursor` of the page before.
-    cursor: Option<i64>,
-    /// How many, 50 if not said.
-    #[serde(default)]
-    #[param(value_type = Option<u16>, minimum = 1, maximum = 500)]
-    limit: Limit,
-}
-
 /// List rebuilds, the newest first
 #[utoipa::path(get, operation_id = "listRebuilds", path = "/v1/operations/rebuilds", tag = "operations",
-    params(ListQuery, ReadHeaders), responses((status = 200, body = Page<RebuildRow>), ReadProblems))]
+    params(NumberedPageQuery, ReadHeaders), responses((status = 200, body = Page<RebuildRow>), ReadProblems))]
 async fn list(
     State(state): State<AppState>,
-    QueryOf(query): QueryOf<ListQuery>,
+    QueryOf(query): QueryOf<NumberedPageQuery>,
     _fresh: Fresh,
 ) -> Result<Json<Page<RebuildRow>>, Problem> {
     let limit = query.limit.get();

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{CommandAnswer, CommandHeaders, CommandProblems, ReadHeaders, ReadProblems, position_header};
 use crate::app::AppState;
 use crate::error::Problem;
-use crate::extract::{Command, Fresh, Id, NoQuery, PathOf, QueryOf, Reader, read_body};
+use crate::extract::{Command, Fresh, Id, NoQuery, Parser, PathOf, QueryOf, read_body};
 use crate::speakers::{self, MeetingSpeakers};
 
 /// How many of a meeting's events are read at once.
@@ -30,7 +30,7 @@ const BATCH: BatchLimits = BatchLimits { events: 200, bytes: 4 * 1024 * 1024 };
 const MOST_DECISIONS: usize = 500;
 
 /// The bodies that are read here.
-pub(super) const BODIES: &[Reader] =
+pub(super) const BODIES: &[Parser] =
     &[("body_reassignment", read_body::<Reassignment>), ("body_undoing", read_body::<Undoing>)];
 
 /// Returns the routes.
@@ -46,7 +46,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct ListQuery {
+pub(super) struct ListQuery {
     /// Whether each speaker comes with all segments of its speech.
     #[serde(default)]
     segments: bool,

@@ -4,6 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
+use crate::locks;
+
 /// Returns the version that an aggregate had when the log ended at `position`: its number of events.
 pub async fn version_at(
     executor: impl PgExecutor<'_>,
@@ -49,7 +51,8 @@ pub async fn position_at(pool: &PgPool, time: DateTime<Utc>) -> Result<Option<i6
         }
         // An append under way may have taken its time before this one, and not be seen yet. It holds the
         // append lock until it is; later ones take a later time.
-        sqlx::query("SELECT pg_advisory_xact_lock_shared(7165932018841088001)")
+        sqlx::query("SELECT pg_advisory_xact_lock_shared($1)")
+            .bind(locks::APPEND)
             .execute(&mut *connection)
             .await?;
     }

@@ -14,13 +14,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use ring::digest::{SHA256, digest};
 use ring::hmac;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use uuid::Uuid;
 
-use super::{KEY, seal_in_place};
+use super::KeyError;
+use super::cipher::{KEY, key, random_bytes, seal_in_place};
+use super::stored::Chosen;
 
 /// Where the master keys come from.
 #[derive(Clone)]
@@ -127,17 +128,6 @@ pub(super) fn wrapped_by(wrapped: &[u8]) -> Option<Uuid> {
     Uuid::from_slice(wrapped.get(1..17)?).ok()
 }
 
-pub(super) fn key(bytes: &[u8; KEY]) -> LessSafeKey {
-    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).expect("32 bytes are a key"))
-}
-
-pub(super) fn random_bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    // The operating system gives them from its start on, or nothing works at all.
-    SystemRandom::new().fill(&mut bytes).expect("the operating system has random numbers");
-    bytes
-}
-
 /// The master keys that this process has.
 pub(super) struct Masters {
     source: MasterSource,
@@ -172,6 +162,23 @@ impl Masters {
             *self.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(again);
         }
         found
+    }
+
+    /// Returns a key, as [`Masters::get`] does, that nothing can be done without.
+    pub(super) fn require(&self, id: Uuid) -> Result<Arc<Master>, KeyError> {
+        self.get(id).ok_or_else(|| self.lacks(id))
+    }
+
+    /// Fails unless the key that was chosen for the log is here.
+    pub(super) fn check(&self, chosen: &Chosen, log_id: Uuid) -> Result<(), KeyError> {
+        match self.get(chosen.id) {
+            Some(master) if master.check_value(log_id) == chosen.check_value => Ok(()),
+            Some(_) | None => Err(self.lacks(chosen.id)),
+        }
+    }
+
+    fn lacks(&self, needed: Uuid) -> KeyError {
+        KeyError::AnotherMaster { needed, source_name: self.source.to_string() }
     }
 
     /// Returns the first key that is not `current`, in the order in which they are written.

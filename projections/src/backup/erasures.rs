@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::{BackupError, columns, connect, database};
+use super::{BackupError, connect, database};
 
 /// Whose keys are destroyed, of one log. Ids and times, and nothing of anybody.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,9 +43,6 @@ impl Erasures {
         let mut connection = connect(&pool.connect_options(), "minutebook").await?;
         let log_id = log::identity(&mut connection).await.map_err(failed())?.log_id;
         let taken_at = Utc::now();
-        if columns(&mut connection, "keys.subjects").await?.is_empty() {
-            return Ok(Self { log_id, taken_at, erased: vec![] });
-        }
         let rows = sqlx::query(
             "SELECT kind, id, CASE WHEN destroyed_at IS NULL THEN life - 1 ELSE life END AS life,
                     coalesce(destroyed_at, created_at) AS destroyed_at
@@ -101,9 +98,6 @@ impl Erasures {
     pub(super) async fn apply(&self, connection: &mut PgConnection) -> Result<u64, BackupError> {
         if self.erased.is_empty() {
             return Ok(0);
-        }
-        if columns(connection, "keys.subjects").await?.is_empty() {
-            return Err(BackupError::NoKeys);
         }
         let destroyed = sqlx::query(
             "WITH erased AS (

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use event_store::locks;
 use event_store::sealing::{MasterSource, check_master};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
@@ -140,10 +141,13 @@ async fn ensure_alone(connection: &mut PgConnection) -> Result<(), BackupError> 
         let alone: bool = sqlx::query_scalar(
             "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
                                  WHERE datname = current_database() AND application_name = 'minutebook')
-                    AND pg_try_advisory_xact_lock(7165932018841088001)
-                    AND pg_try_advisory_xact_lock(7165932018841088003)
-                    AND pg_try_advisory_xact_lock(7165932018841088004)",
+                    AND pg_try_advisory_xact_lock($1)
+                    AND pg_try_advisory_xact_lock($2)
+                    AND pg_try_advisory_xact_lock($3)",
         )
+        .bind(locks::APPEND)
+        .bind(locks::PROJECTOR)
+        .bind(locks::PUBLISHER)
         .fetch_one(&mut *connection)
         .await
         .map_err(database("looking for other processes"))?;
@@ -161,9 +165,6 @@ async fn ensure_alone(connection: &mut PgConnection) -> Result<(), BackupError> 
 async fn ensure_empty(connection: &mut PgConnection) -> Result<(), BackupError> {
     let shown = "read.checkpoint";
     for table in TABLES.into_iter().filter(|table| !NEVER_EMPTY.contains(table)).chain([shown]) {
-        if columns(connection, table).await?.is_empty() {
-            continue;
-        }
         let rows = if table == shown { " WHERE position > 0" } else { "" };
         let look = format!("SELECT EXISTS (SELECT FROM {}{rows})", quoted_table(table));
         let there: bool = sqlx::query_scalar(&look)
@@ -186,9 +187,6 @@ async fn copy_in(
     let TableFile { table, columns: names, rows: expected, .. } = file;
     let failed = || database(format!("copying {table}"));
     let known = columns(connection, table).await?;
-    if known.is_empty() {
-        return Err(BackupError::Newer { what: format!("the table {table}") });
-    }
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
         return Err(BackupError::Newer { what: format!("the column {unknown} of {table}") });
     }

@@ -39,13 +39,11 @@ pub async fn write(pool: &PgPool, dir: &Path, progress: &impl Progress) -> Resul
     let mut tables = vec![];
     for table in TABLES.into_iter().filter(|table| *table != EVENTS) {
         let columns = columns(&mut connection, table).await?;
-        if !columns.is_empty() {
-            let writing = Writing::begin(partial.path.join(file_name(table)));
-            let copy =
-                format!("COPY (SELECT {} FROM {}) TO STDOUT", quoted_columns(&columns), quoted_table(table));
-            copy_out(&mut connection, &copy, table, &writing).await?;
-            tables.push(finish(writing, table, columns).await?);
-        }
+        let writing = Writing::begin(partial.path.join(file_name(table)));
+        let copy =
+            format!("COPY (SELECT {} FROM {}) TO STDOUT", quoted_columns(&columns), quoted_table(table));
+        copy_out(&mut connection, &copy, table, &writing).await?;
+        tables.push(finish(writing, table, columns).await?);
     }
     connection.execute("COMMIT").await.map_err(database("ending the snapshot"))?;
 

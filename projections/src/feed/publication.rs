@@ -1,5 +1,6 @@
 //! `ops.publications`: how far each stream is, and whose turn it is to publish.
 
+use event_store::locks;
 use sqlx::{PgConnection, PgExecutor, Row};
 use uuid::Uuid;
 
@@ -149,10 +150,11 @@ pub async fn all(executor: impl PgExecutor<'_>) -> Result<Vec<Said>, sqlx::Error
                 CASE WHEN state = 'active' AND NOT EXISTS (
                          SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
                           WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted
-                            AND (l.classid::bigint << 32) + l.objid::bigint = 7165932018841088004)
+                            AND (l.classid::bigint << 32) + l.objid::bigint = $1)
                      THEN 'stopped' ELSE state END AS state
            FROM ops.publications ORDER BY stream",
     )
+    .bind(locks::PUBLISHER)
     .fetch_all(executor)
     .await?;
     let said = |row: &sqlx::postgres::PgRow| {

@@ -9,10 +9,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use event_store::EventStore;
 use event_store::log::feed::Filter;
 use event_store::log::{BatchLimits, LogError};
 use event_store::retry::backoff;
+use event_store::{EventStore, locks};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -232,7 +232,8 @@ async fn lead(
 ) -> Result<std::convert::Infallible, PublishError> {
     let mut connection = connect(store).await?;
     loop {
-        let leads: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088004)")
+        let leads: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(locks::PUBLISHER)
             .fetch_one(&mut connection)
             .await
             .map_err(database("asking for the publisher's lock"))?;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use event_store::EventStore;
 use event_store::command_bus::IdempotencyKey;
+use event_store::{EventStore, locks};
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{Connection, Executor, FromRow, PgConnection, Row};
@@ -137,7 +137,8 @@ impl Running {
 async fn take_lock(store: &EventStore, connection: &mut PgConnection) -> Result<(), RebuildError> {
     let failed = database("beginning");
     for _ in 0..TRIES {
-        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(7165932018841088005)")
+        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(locks::REBUILD)
             .fetch_one(&mut *connection)
             .await
             .map_err(&failed)?;
@@ -167,7 +168,7 @@ pub async fn note_progress(store: &EventStore, id: i64, at: At) -> Result<(), sq
 }
 
 /// Selects rebuilds as they are known: one that has not said its outcome runs while its own connection holds the
-/// lock, and was killed otherwise.
+/// lock, which is the first parameter, and was killed otherwise.
 macro_rules! select {
     ($report:literal, $which:literal) => {
         concat!(
@@ -180,7 +181,7 @@ macro_rules! select {
                FROM ops.rebuilds r CROSS JOIN LATERAL (
                     SELECT EXISTS (SELECT FROM pg_locks h
                                     WHERE h.pid = r.backend AND h.granted AND h.locktype = 'advisory'
-                                      AND (h.classid::bigint << 32) + h.objid::bigint = 7165932018841088005
+                                      AND (h.classid::bigint << 32) + h.objid::bigint = $1
                                       AND h.database = (SELECT oid FROM pg_database
                                                          WHERE datname = current_database())) AS held) l ",
             $which
@@ -194,7 +195,8 @@ pub async fn latest(
     before: Option<i64>,
     limit: i64,
 ) -> Result<Vec<RebuildRow>, sqlx::Error> {
-    sqlx::query_as(select!("NULL::jsonb", "WHERE $1 IS NULL OR r.id < $1 ORDER BY r.id DESC LIMIT $2"))
+    sqlx::query_as(select!("NULL::jsonb", "WHERE $2 IS NULL OR r.id < $2 ORDER BY r.id DESC LIMIT $3"))
+        .bind(locks::REBUILD)
         .bind(before)
         .bind(limit)
         .fetch_all(store.pool())
@@ -209,7 +211,11 @@ pub async fn current(store: &EventStore) -> Result<Option<RebuildRow>, sqlx::Err
 
 /// Returns one rebuild and what it found.
 pub async fn one(store: &EventStore, id: i64) -> Result<Option<RebuildRow>, sqlx::Error> {
-    sqlx::query_as(select!("r.report", "WHERE r.id = $1")).bind(id).fetch_optional(store.pool()).await
+    sqlx::query_as(select!("r.report", "WHERE r.id = $2"))
+        .bind(locks::REBUILD)
+        .bind(id)
+        .fetch_optional(store.pool())
+        .await
 }
 
 /// Returns the number of the rebuild that was asked for under a key, and the request's HMAC.

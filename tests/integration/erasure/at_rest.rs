@@ -61,7 +61,7 @@ async fn neither_a_dump_nor_the_data_directory_holds_whoever_was_forgotten() {
     let lies = files(&cluster, &needles);
     assert!(lies.contains(&"the name") && lies.contains(&"the sample as a number"), "{lies:?}");
 
-    let context = Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("test");
     erasure::erase_profile(&book.store, &book.bus, profile, now(), &context).await.unwrap();
     let reason = "on request".parse().unwrap();
     erasure::erase_meeting(&book.store, &book.bus, meeting, reason, now(), &context).await.unwrap();

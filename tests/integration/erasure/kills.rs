@@ -80,7 +80,7 @@ async fn erased(meetings: usize) -> (TestDatabase, PgPool, Uuid, usize) {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let book = database.open().await;
     let erase = ProfileCommand::Erase { at: now() };
-    let context = Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("test");
     book.bus.profile(ottilie.into(), erase, &context).await.unwrap();
     book.close().await;
     (database, pool, ottilie, meetings)

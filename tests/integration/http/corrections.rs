@@ -35,8 +35,7 @@ impl Told<'_> {
     }
 
     async fn ask(&self, actor: &str, command: &str, body: &Value) -> (u16, Value) {
-        let request = self.server.client.post(self.server.at(&format!("{}/{command}", self.path)));
-        answer(request.header("authorization", tests::tokens::acting(actor)).json(body)).await
+        self.server.post_as(actor, &format!("{}/{command}", self.path), body).await
     }
 
     /// Reads below the meeting what the newest event shows.

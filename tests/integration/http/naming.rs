@@ -111,10 +111,8 @@ async fn a_speaker_is_named_by_voice_with_the_evidence_and_the_tables_show_it() 
 
     // A person decides otherwise: the machine's evidence stays beside it.
     let reassign = format!("{meeting}/speakers/{}/reassign", a["id"].as_str().unwrap());
-    let request =
-        server.client.post(server.at(&reassign)).header("authorization", tests::tokens::acting(REVIEWER));
     let said = json!({"profile_id": bo, "reason": "I was there"});
-    assert_eq!(answer(request.json(&said)).await.0, 200);
+    assert_eq!(server.post_as(REVIEWER, &reassign, &said).await.0, 200);
     let [a, ..] = &speakers(&server, &meeting).await[..] else { panic!() };
     assert_eq!((&a["profile"]["display_name"], &a["by"]), (&json!("Bo"), &json!("person")));
     assert_eq!(
@@ -261,7 +259,7 @@ async fn what_another_process_enrolled_removed_or_erased_counts_at_once() {
     // Whoever is forgotten is recognised no more.
     let bo = enrol(&other, "Bo", &[54.0]).await;
     let book = database.open().await;
-    let context = Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("test");
     book.bus.profile(bo.into(), ProfileCommand::Erase { at: now() }, &context).await.unwrap();
     book.close().await;
     let after = meeting(&server, 21).await;
@@ -392,9 +390,8 @@ async fn past_speakers_are_proposed_page_by_page_and_a_person_makes_it_so() {
     let decided = &meetings[0];
     let reassign = format!("{decided}/speakers/{}/reassign", speaker(decided).await);
     for to in [json!(bo), Value::Null] {
-        let request =
-            server.client.post(server.at(&reassign)).header("authorization", tests::tokens::acting(REVIEWER));
-        assert_eq!(answer(request.json(&json!({"profile_id": to, "reason": "heard"}))).await.0, 200);
+        let said = json!({"profile_id": to, "reason": "heard"});
+        assert_eq!(server.post_as(REVIEWER, &reassign, &said).await.0, 200);
     }
     let ada = enrol(&server, "Ada", &[0.0]).await;
     let find = format!("/v1/profiles/{ada}/find-past-meetings");
@@ -436,16 +433,7 @@ async fn past_speakers_are_proposed_page_by_page_and_a_person_makes_it_so() {
     let path = said["path"].as_str().unwrap().to_owned();
     said.as_object_mut().unwrap().remove("path");
     said["reason"] = json!("I know the voice");
-    let apply = async |body: &Value| {
-        answer(
-            server
-                .client
-                .post(server.at(&path))
-                .header("authorization", tests::tokens::acting(REVIEWER))
-                .json(body),
-        )
-        .await
-    };
+    let apply = async |body: &Value| server.post_as(REVIEWER, &path, body).await;
     assert_eq!(apply(&said).await.1["events"], json!(["SpeakerReassigned"]));
     let mut late = said.clone();
     late["profile_id"] = json!(bo);

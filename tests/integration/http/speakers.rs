@@ -13,14 +13,6 @@ use crate::read_models::caught_up_and_equal;
 
 const REVIEWER: &str = "person:reviewer-7";
 
-/// Posts as somebody; returns the status and the answer.
-async fn post_as(server: &Server, actor: &str, path: &str, body: &Value) -> (u16, Value) {
-    answer(
-        server.client.post(server.at(path)).header("authorization", tests::tokens::acting(actor)).json(body),
-    )
-    .await
-}
-
 async fn create(server: &Server, name: &str) -> Uuid {
     let (status, created) = server.post("/v1/profiles", &json!({"display_name": name})).await;
     assert_eq!(status, 201, "{created}");
@@ -104,34 +96,34 @@ async fn a_person_says_who_speaks_and_undoes_it_and_the_history_has_each_decisio
     let (reassign, undo) = (format!("{speaker}/reassign"), format!("{speaker}/undo"));
 
     let reason = json!({"reason": "I was there"});
-    let (status, refused) = post_as(&server, REVIEWER, &undo, &reason).await;
+    let (status, refused) = server.post_as(REVIEWER, &undo, &reason).await;
     assert_eq!((status, &refused["code"]), (409, &json!("nothing_to_undo")), "{refused}");
     let to = |profile: Option<Uuid>| json!({"profile_id": profile, "reason": "I was there"});
-    let (status, refused) = post_as(&server, "service:pipeline-1", &reassign, &to(Some(ada))).await;
+    let (status, refused) = server.post_as("service:pipeline-1", &reassign, &to(Some(ada))).await;
     assert_eq!((status, &refused["code"]), (403, &json!("person_required")));
-    let (status, refused) = post_as(&server, REVIEWER, &reassign, &to(Some(Uuid::from_u128(1)))).await;
+    let (status, refused) = server.post_as(REVIEWER, &reassign, &to(Some(Uuid::from_u128(1)))).await;
     assert_eq!((status, &refused["code"]), (422, &json!("unknown_profile")));
-    let (status, refused) = post_as(&server, REVIEWER, &reassign, &reason).await;
+    let (status, refused) = server.post_as(REVIEWER, &reassign, &reason).await;
     assert_eq!((status, &refused["code"]), (422, &json!("invalid_body")), "null has to be said");
     let stranger = format!("{meeting}/speakers/{}/reassign", Uuid::from_u128(1));
-    assert_eq!(post_as(&server, REVIEWER, &stranger, &to(Some(ada))).await.1["code"], "speaker_not_found");
+    assert_eq!(server.post_as(REVIEWER, &stranger, &to(Some(ada))).await.1["code"], "speaker_not_found");
 
     assert_eq!(
-        post_as(&server, REVIEWER, &reassign, &to(Some(ada))).await.1["events"],
+        server.post_as(REVIEWER, &reassign, &to(Some(ada))).await.1["events"],
         json!(["SpeakerReassigned"])
     );
-    assert_eq!(post_as(&server, REVIEWER, &reassign, &to(Some(ada))).await.1["events"], json!([]));
+    assert_eq!(server.post_as(REVIEWER, &reassign, &to(Some(ada))).await.1["events"], json!([]));
     let mut second = to(Some(bo));
     second["expected_profile_id"] = Value::Null;
-    let (status, refused) = post_as(&server, "person:reviewer-8", &reassign, &second).await;
+    let (status, refused) = server.post_as("person:reviewer-8", &reassign, &second).await;
     assert_eq!(
         (status, &refused["code"]),
         (412, &json!("speaker_changed")),
         "the first reviewer was quicker"
     );
     second["expected_profile_id"] = json!(ada);
-    assert_eq!(post_as(&server, "person:reviewer-8", &reassign, &second).await.0, 200);
-    assert_eq!(post_as(&server, REVIEWER, &undo, &reason).await.0, 200);
+    assert_eq!(server.post_as("person:reviewer-8", &reassign, &second).await.0, 200);
+    assert_eq!(server.post_as(REVIEWER, &undo, &reason).await.0, 200);
     caught_up_and_equal(&pool).await;
     let shown = server.get(&meeting).await.1;
     assert_eq!(

@@ -352,8 +352,7 @@ async fn any_history_is_shown_as_of_each_position_as_it_was_shown_then() {
         .collect::<Vec<_>>();
     let mut diary = Diary::default();
     for n in 0..400 {
-        let context =
-            Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+        let context = Context::system("test");
         // What is refused is as good: nothing happens.
         if random.u8(..5) == 0 {
             let id = ProfileId::from(Uuid::from_u128(0xeeee + random.u128(..PROFILES)));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use event_store::locks;
 use nix::sys::signal::Signal;
-use sqlx::Executor;
 use tests::server::Server;
 use tokio::time::sleep;
 
@@ -173,6 +173,6 @@ async fn active(publishers: &[Server]) -> usize {
 async fn cut_the_publishers_lock(scene: &Scene) {
     let cut = "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database
                 WHERE locktype = 'advisory' AND granted AND datname = current_database()
-                  AND (classid::bigint << 32) + objid::bigint = 7165932018841088004";
-    scene.pool.execute(cut).await.unwrap();
+                  AND (classid::bigint << 32) + objid::bigint = $1";
+    sqlx::query(cut).bind(locks::PUBLISHER).execute(&scene.pool).await.unwrap();
 }

@@ -33,8 +33,7 @@ async fn the_tables_show_any_history_however_projectors_come_and_go() {
 
     let (mut accepted, mut refused) = (0, 0);
     for n in 0..COMMANDS {
-        let context =
-            Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+        let context = Context::system("test");
         let done = if random.u8(..5) == 0 {
             let id = ProfileId::from(Uuid::from_u128(0xeeee + random.u128(..PROFILES)));
             book.bus.profile(id, profile_command(&mut random, id), &context).await.is_ok()

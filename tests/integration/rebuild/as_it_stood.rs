@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use event_store::locks;
 use event_store::log::{self, BatchLimits};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
@@ -93,10 +94,15 @@ async fn a_time_waits_for_what_was_recorded_by_then_and_is_not_committed_yet() {
     let (database, pool) = small_book().await;
     let mut appending = PgConnection::connect(&database.url).await.unwrap();
     // As an append does it: the lock, the time, the rows, the commit.
+    appending.execute("BEGIN").await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(locks::APPEND)
+        .execute(&mut appending)
+        .await
+        .unwrap();
     appending
         .execute(
-            "BEGIN; SELECT pg_advisory_xact_lock(7165932018841088001);
-             INSERT INTO log.events
+            "INSERT INTO log.events
              SELECT 12, clock_timestamp(), aggregate_type, aggregate_id, sequence + 1, event_type, event_version,
                     payload, metadata FROM log.events WHERE position = 11",
         )

@@ -22,7 +22,7 @@ pub(super) async fn make(database: &TestDatabase, seed: u64) {
     let meetings = (0..20).map(|_| Uuid::from_u128(random.u128(..))).collect::<Vec<_>>();
     // The profiles that the meetings' commands name.
     let profiles = (0..3).map(|n| Uuid::from_u128(0xeeee + n)).collect::<Vec<_>>();
-    let context = Context { actor: "test".to_owned(), actor_kind: "system".to_owned(), ..Context::default() };
+    let context = Context::system("test");
     for _ in 0..COMMANDS {
         // Many are refused, as they do not fit the meeting's state; that is as it should be.
         if random.u8(..8) == 0 {

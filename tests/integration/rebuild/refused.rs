@@ -1,5 +1,6 @@
 //! What cannot be done is refused with its reason, and a log that is damaged is told from tables that are.
 
+use event_store::locks;
 use sqlx::{Connection, Executor, PgConnection};
 use tests::TestDatabase;
 
@@ -26,7 +27,7 @@ async fn an_empty_book_is_verified_and_rebuilt_like_any_other() {
 async fn of_two_at_once_the_second_is_refused_and_told_who_runs() {
     let (database, pool) = small_book().await;
     let mut other = PgConnection::connect(&database.url).await.unwrap();
-    other.execute("SELECT pg_advisory_lock(7165932018841088005)").await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(locks::REBUILD).execute(&mut other).await.unwrap();
     other
         .execute(
             "CREATE SCHEMA read_next;

@@ -1,6 +1,7 @@
 //! The idempotent receiver: what was had is kept in the subscriber's own PostgreSQL, in the transaction that
 //! writes the effect. So the effect is there once, whatever is delivered how often.
 
+use event_store::locks;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 
@@ -18,7 +19,10 @@ impl IdempotentReceiver {
     pub async fn open(pool: &PgPool, subscriber: &str) -> Result<Self, sqlx::Error> {
         // Two that create it at once: the second waits for the first.
         let mut transaction = pool.begin().await?;
-        sqlx::query("SELECT pg_advisory_xact_lock(7165932018841088101)").execute(&mut *transaction).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(locks::RECEIVER)
+            .execute(&mut *transaction)
+            .await?;
         sqlx::query(
             "CREATE TABLE IF NOT EXISTS minutebook_received (
                  subscriber text  NOT NULL,

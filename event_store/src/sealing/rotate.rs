@@ -1,0 +1,139 @@
+//! How the keys stand, and the rotation of the master key.
+
+use std::sync::PoisonError;
+
+use domain::personal_data::Subject;
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::cipher::wrapping_place;
+use super::master::Master;
+use super::stored::{Chosen, chosen};
+use super::{KeyError, Keyring};
+use crate::locks;
+
+/// How the keys stand.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct KeyStatus {
+    /// The id of the master key in use.
+    pub master_key: Uuid,
+    /// Since when.
+    pub since: chrono::DateTime<chrono::Utc>,
+    /// Where this process has its master keys from.
+    pub source: String,
+    /// The ids of those it has.
+    pub known_here: Vec<Uuid>,
+    /// Subjects with a key.
+    pub living: i64,
+    /// Subjects who were forgotten.
+    pub destroyed: i64,
+    /// Keys that another master key still wraps: a rotation was interrupted.
+    pub under_another: i64,
+}
+
+impl Keyring {
+    /// Says how the keys stand.
+    pub async fn status(&self) -> Result<KeyStatus, KeyError> {
+        let row = sqlx::query(
+            "SELECT m.key_id, m.since,
+                    (SELECT count(*) FROM keys.subjects WHERE wrapped IS NOT NULL) AS living,
+                    (SELECT count(*) FROM keys.subjects WHERE destroyed_at IS NOT NULL) AS destroyed,
+                    (SELECT count(*) FROM keys.subjects
+                      WHERE substr(wrapped, 2, 16) <> uuid_send(m.key_id)) AS under_another
+               FROM keys.master m",
+        )
+        .fetch_one(&self.0.pool)
+        .await?;
+        Ok(KeyStatus {
+            master_key: row.try_get("key_id")?,
+            since: row.try_get("since")?,
+            source: self.0.masters.source().to_string(),
+            known_here: self.0.masters.known().keys().copied().collect(),
+            living: row.try_get("living")?,
+            destroyed: row.try_get("destroyed")?,
+            under_another: row.try_get("under_another")?,
+        })
+    }
+
+    /// Puts another master key in the place of the present one: wraps every subject's key anew, batch by batch,
+    /// while others read and append. No event is touched. Interrupted, it is to be called again, and goes on.
+    /// Returns how many keys were wrapped.
+    pub async fn rotate(&self, progress: impl Fn(u64)) -> Result<u64, KeyError> {
+        let masters = &self.0.masters;
+        let Some(Chosen { id: current, .. }) = chosen(&self.0.pool).await? else {
+            return Err(KeyError::WrittenUnsealed);
+        };
+        // What another master key still wraps is left from a rotation that was interrupted.
+        let new = if self.status().await?.under_another > 0 {
+            masters.get(current)
+        } else {
+            // A key that is there and not in use was made by a rotation that went no further.
+            match masters.other_than(current)? {
+                Some(other) => Some(other),
+                None => masters.add()?,
+            }
+        };
+        let Some(new) = new else { return Err(KeyError::NothingToRotateTo) };
+        // From here on every process wraps with the new one: its appends with the old one are refused, and made
+        // again. Under the append lock, so that none is under way.
+        let mut transaction = self.0.pool.begin().await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(locks::APPEND)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("UPDATE keys.master SET key_id = $1, check_value = $2, since = now() WHERE key_id <> $1")
+            .bind(new.id)
+            .bind(new.check_value(self.0.log_id))
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = new.id;
+        let mut wrapped = 0;
+        loop {
+            let count = self.wrap_some(&new).await?;
+            if count == 0 {
+                break;
+            }
+            wrapped += count;
+            progress(wrapped);
+        }
+        masters.leave_only(&new)?;
+        Ok(wrapped)
+    }
+
+    /// Wraps some of the keys anew that another master key wraps; returns how many.
+    async fn wrap_some(&self, new: &Master) -> Result<u64, KeyError> {
+        let mut transaction = self.0.pool.begin().await?;
+        // Against a destruction at the same moment: what is locked here is destroyed afterwards.
+        let rows = sqlx::query(
+            "SELECT kind, id, life, wrapped FROM keys.subjects
+              WHERE wrapped IS NOT NULL AND substr(wrapped, 2, 16) <> uuid_send($1) LIMIT 5000 FOR UPDATE",
+        )
+        .bind(new.id)
+        .fetch_all(&mut *transaction)
+        .await?;
+        let (mut kinds, mut ids, mut again) = (vec![], vec![], vec![]);
+        for row in &rows {
+            let (kind, id): (String, Uuid) = (row.try_get(0)?, row.try_get(1)?);
+            let Some(subject) = Subject::from_kind(&kind, id) else {
+                return Err(KeyError::UnknownKind { kind, id });
+            };
+            let (life, wrapped): (i32, Vec<u8>) = (row.try_get(2)?, row.try_get(3)?);
+            again.push(new.wrap(&wrapping_place(subject, life), &self.unwrap(subject, life, &wrapped)?));
+            kinds.push(kind);
+            ids.push(id);
+        }
+        let updated = sqlx::query(
+            "UPDATE keys.subjects s SET wrapped = n.wrapped
+               FROM unnest($1::text[], $2::uuid[], $3::bytea[]) AS n (kind, id, wrapped)
+              WHERE s.kind = n.kind AND s.id = n.id",
+        )
+        .bind(kinds)
+        .bind(ids)
+        .bind(again)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(updated.rows_affected())
+    }
+}
