@@ -69,6 +69,12 @@ impl Caller {
         }
     }
 
+    /// Says whether the caller is told whom a voice merely resembles. Whoever sees its own meetings alone is told of
+    /// nobody who is not in them.
+    pub fn sees_candidates(&self) -> bool {
+        self.only().is_none()
+    }
+
     /// Says whether the caller may know of what belongs to `owner`. What belongs to nobody is no member's.
     pub fn sees(&self, owner: Option<Uuid>) -> bool {
         self.only().is_none_or(|only| owner == Some(only.as_uuid()))

@@ -90,7 +90,7 @@ pub struct SpeakerEvidence {
     /// How far the best other person is behind, where there is one.
     #[schema(example = 0.21)]
     pub margin: Option<f64>,
-    /// Who comes closest, best first, at most three.
+    /// Who comes closest, best first, at most three; a member is told nobody.
     pub candidates: Vec<NamedCandidate>,
 }
 
@@ -143,15 +143,24 @@ pub struct SpokenSegment {
     pub duration_ms: u32,
 }
 
-/// Returns the speakers of a meeting, with their segments if they are asked for.
+/// What of the speakers is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Detail {
+    /// Whether each comes with all segments of its speech.
+    pub segments: bool,
+    /// Whether people are named whom a voice merely resembles; see [`crate::auth::Caller::sees_candidates`].
+    pub candidates: bool,
+}
+
+/// Returns the speakers of a meeting.
 pub async fn of_meeting(
     store: &EventStore,
     id: MeetingId,
-    with_segments: bool,
+    detail: Detail,
 ) -> Result<MeetingSpeakers, Problem> {
     // The head first: whatever is read afterwards has all of the meeting up to there.
     let position = log::head(store.pool()).await?;
-    of_meeting_at(store, id, position, with_segments).await
+    of_meeting_at(store, id, position, detail).await
 }
 
 /// Returns the speakers of a meeting as they stood at `position`, with the names of today.
@@ -159,11 +168,14 @@ pub async fn of_meeting_at(
     store: &EventStore,
     id: MeetingId,
     position: i64,
-    with_segments: bool,
+    detail: Detail,
 ) -> Result<MeetingSpeakers, Problem> {
-    let told = read(store, id, position).await?;
+    let mut told = read(store, id, position).await?;
+    if !detail.candidates {
+        told.evidence.values_mut().for_each(|evidence| evidence.candidates.clear());
+    }
     let names = queries::display_names(store.pool(), &told.profiles()).await?;
-    told.shown(id, position, &names, with_segments)
+    told.shown(id, position, &names, detail.segments)
 }
 
 /// What a meeting's events tell of its speakers.

@@ -22,7 +22,7 @@ use crate::as_of::AsOf;
 use crate::error::Problem;
 use crate::extract::{Id, wait_until_shown};
 use crate::routes::meetings::find;
-use crate::speakers::{self, NamedProfile, SpeakerDetails, SpeakerEvidence};
+use crate::speakers::{self, Detail, NamedProfile, SpeakerDetails, SpeakerEvidence};
 
 /// How to show a meeting.
 #[derive(Deserialize)]
@@ -227,7 +227,8 @@ pub(super) async fn render(
     let Shown { as_of, dismissed, refused } = shown;
     let meeting = find(state, id, as_of).await?;
     let pool = state.book.pool();
-    let told = speakers::of_meeting_at(&state.book.store, id, meeting.position, true).await?;
+    let detail = Detail { segments: true, candidates: visit.sees_candidates() };
+    let told = speakers::of_meeting_at(&state.book.store, id, meeting.position, detail).await?;
     let (past, pending) = match as_of {
         None => (None, pending::rows(state, id, refused.as_ref()).await?),
         Some(_) => (Some(log::recorded_at(pool, meeting.position).await?), vec![]),

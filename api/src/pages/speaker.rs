@@ -28,7 +28,7 @@ use crate::routes::pending_corrections::{PendingCorrection, waiting};
 use crate::routes::speakers::{
     Decided, Reassignment, SpeakerDecision, SpeakerPath, Undoing, decisions, say_who, take_back,
 };
-use crate::speakers::{self, SpeakerDetails};
+use crate::speakers::{self, Detail, SpeakerDetails};
 
 /// How many people are offered at once, besides the candidates.
 const OFFERED: i64 = 20;
@@ -245,8 +245,10 @@ async fn render(
         let head = log::head(pool).await?;
         wait_until_shown(state, head).await?;
     }
-    let decided = decisions(state, path.id, path.speaker).await?;
-    let told = speakers::of_meeting(&state.book.store, path.id, true).await?;
+    let candidates = visit.sees_candidates();
+    let decided = decisions(state, path.id, path.speaker, candidates).await?;
+    let detail = Detail { segments: true, candidates };
+    let told = speakers::of_meeting(&state.book.store, path.id, detail).await?;
     let all_ms = told.speakers.iter().map(|speaker| speaker.speech_ms).sum();
     let found = told.speakers.iter().enumerate().find(|(_, speaker)| speaker.id == path.speaker.as_uuid());
     let names = queries::display_names(pool, &profiles_in(&decided.decisions)).await?;

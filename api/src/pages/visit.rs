@@ -30,6 +30,11 @@ impl Visit {
         Self { caller, here, request_id }
     }
 
+    /// Says whether whoever looks is told whom a voice merely resembles.
+    pub(super) fn sees_candidates(&self) -> bool {
+        self.caller.as_ref().is_some_and(Caller::sees_candidates)
+    }
+
     /// Returns in whose name a form acts.
     pub(super) fn context(&self) -> Result<Context, Problem> {
         // Without a caller no form comes here.
@@ -74,6 +79,11 @@ impl Shell {
     /// Says whether whoever looks may say who speakers are.
     pub(super) fn reviews(&self) -> bool {
         self.caller.as_ref().is_some_and(|caller| may_review(caller.role) && caller.kind == Kind::Person)
+    }
+
+    /// Says whether whoever looks is told whom a voice merely resembles.
+    pub(super) fn sees_candidates(&self) -> bool {
+        self.caller.as_ref().is_some_and(Caller::sees_candidates)
     }
 
     /// Says whether whoever looks may open the page at `path`.

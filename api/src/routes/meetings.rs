@@ -595,6 +595,20 @@ pub(super) struct EventsQuery {
 /// The bytes of payload after which a page takes no further event.
 const EVENTS_BYTES: usize = 4 * 1024 * 1024;
 
+/// Whom a voice merely resembles is in a machine's decisions, and not for everybody.
+fn without_candidates(payload: String) -> serde_json::Result<String> {
+    if !payload.contains("\"candidates\"") {
+        return Ok(payload);
+    }
+    let mut shown: serde_json::Value = serde_json::from_str(&payload)?;
+    for decision in ["/SpeakerIdentified", "/SpeakerNotIdentified"] {
+        if let Some(candidates) = shown.pointer_mut(&format!("{decision}/evidence/candidates")) {
+            *candidates = serde_json::Value::Array(vec![]);
+        }
+    }
+    Ok(shown.to_string())
+}
+
 /// Voices are personal: a diarization is shown with the models, and without the vectors.
 fn without_vectors(payload: String) -> serde_json::Result<String> {
     if !payload.contains("\"vector\"") {
@@ -612,11 +626,14 @@ fn without_vectors(payload: String) -> serde_json::Result<String> {
 }
 
 /// Show a meeting's history
+///
+/// A member is told no candidates: whom a speaker merely resembles.
 #[utoipa::path(get, operation_id = "listMeetingEvents", path = "/v1/meetings/{id}/events", tag = "meetings",
     params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
     responses((status = 200, body = Page<MeetingEventView>), PastReadProblems))]
 async fn events(
     State(state): State<AppState>,
+    caller: Caller,
     Id(id): Id<MeetingId>,
     QueryOf(query): QueryOf<EventsQuery>,
     _fresh: Fresh,
@@ -638,6 +655,10 @@ async fn events(
     if stored.is_empty() && log::version_at(pool, "meeting", id.as_uuid(), i64::MAX).await? == 0 {
         return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
     }
+    let shown = |payload| {
+        let shown = without_vectors(payload)?;
+        if caller.sees_candidates() { Ok(shown) } else { without_candidates(shown) }
+    };
     let view = |event: log::StoredEvent| {
         Ok(MeetingEventView {
             position: event.position,
@@ -645,7 +666,7 @@ async fn events(
             recorded_at: event.recorded_at,
             event_type: event.event_type,
             version: event.event_version,
-            payload: RawValue::from_string(without_vectors(event.payload)?)?,
+            payload: RawValue::from_string(shown(event.payload)?)?,
             metadata: RawValue::from_string(event.metadata)?,
         })
     };

@@ -20,9 +20,10 @@ use uuid::Uuid;
 
 use super::{CommandAnswer, CommandHeaders, CommandProblems, ReadHeaders, ReadProblems, position_header};
 use crate::app::AppState;
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::extract::{Command, Fresh, Id, NoQuery, Parser, PathOf, QueryOf, read_body};
-use crate::speakers::{self, MeetingSpeakers};
+use crate::speakers::{self, Detail, MeetingSpeakers};
 
 /// How many of a meeting's events are read at once.
 const BATCH: BatchLimits = BatchLimits { events: 200, bytes: 4 * 1024 * 1024 };
@@ -57,11 +58,13 @@ pub(super) struct ListQuery {
     params(("id" = Uuid, Path), ListQuery, ReadHeaders), responses((status = 200, body = MeetingSpeakers), ReadProblems))]
 async fn list(
     State(state): State<AppState>,
+    caller: Caller,
     Id(id): Id<MeetingId>,
     QueryOf(query): QueryOf<ListQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let shown = speakers::of_meeting(&state.book.store, id, query.segments).await?;
+    let detail = Detail { segments: query.segments, candidates: caller.sees_candidates() };
+    let shown = speakers::of_meeting(&state.book.store, id, detail).await?;
     Ok((position_header(shown.position), Json(shown)).into_response())
 }
 
@@ -245,7 +248,7 @@ pub(crate) struct SpeakerDecision {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub(crate) carried_from: Option<CarriedFrom>,
-    /// What a machine's decision rests on: model, policy, margin and candidates.
+    /// What a machine's decision rests on: model, policy, margin and candidates; a member is told no candidates.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub(crate) evidence: Option<Evidence>,
@@ -266,11 +269,12 @@ struct SpeakerHistory {
     responses((status = 200, body = SpeakerHistory), ReadProblems))]
 async fn history(
     State(state): State<AppState>,
+    caller: Caller,
     PathOf(SpeakerPath { id, speaker }): PathOf<SpeakerPath>,
     _query: NoQuery,
     _fresh: Fresh,
 ) -> Result<Json<SpeakerHistory>, Problem> {
-    let Decided { decisions, .. } = decisions(&state, id, speaker).await?;
+    let Decided { decisions, .. } = decisions(&state, id, speaker, caller.sees_candidates()).await?;
     Ok(Json(SpeakerHistory { decisions }))
 }
 
@@ -284,11 +288,12 @@ pub(crate) struct Decided {
     pub(crate) decisions: Vec<SpeakerDecision>,
 }
 
-/// Returns the decisions about a speaker.
+/// Returns the decisions about a speaker; with whom the voice merely resembled, if `candidates`.
 pub(crate) async fn decisions(
     state: &AppState,
     id: MeetingId,
     speaker: SpeakerId,
+    candidates: bool,
 ) -> Result<Decided, Problem> {
     check_meeting(state, id).await?;
     let (mut decisions, mut known) = (vec![], None);
@@ -330,6 +335,12 @@ pub(crate) async fn decisions(
     };
     let surplus = decisions.len().saturating_sub(MOST_DECISIONS);
     decisions.drain(..surplus);
+    if !candidates {
+        decisions
+            .iter_mut()
+            .filter_map(|decision| decision.evidence.as_mut())
+            .for_each(|evidence| evidence.candidates.clear());
+    }
     Ok(Decided { attempt, cluster_id, decisions })
 }
 

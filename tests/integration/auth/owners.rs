@@ -203,3 +203,56 @@ async fn a_member_follows_what_is_about_its_own_meetings() {
     }
     assert!(seen > 3, "{seen}");
 }
+
+#[tokio::test]
+async fn a_member_is_told_nobody_whom_a_voice_merely_resembles() {
+    let world = World::make().await;
+    let scene = &world.scene;
+    let voice = |parts: [f64; 3]| {
+        let vector = parts.into_iter().chain([0.0; 253]).collect::<Vec<_>>();
+        json!({"model": "resemblyzer-0.1.4", "vector": vector})
+    };
+    let grace = scene.command("/v1/profiles", json!({"display_name": "Grace Hopper"})).await;
+    scene.command(&format!("/v1/profiles/{}/voice", grace.id), voice([0.75, 0.66, 0.0])).await;
+    let file = json!({"sha256": "d".repeat(64), "owner": world.owner});
+    let path = scene.command("/v1/meetings", file).await.meeting();
+    scene.command(&format!("{path}/start"), json!({"worker": "w"})).await;
+    // Ada, whom Grace resembles, and nobody known, whom both resemble.
+    let clusters = [("a", [1.0, 0.0, 0.0]), ("b", [0.6, 0.5, 0.62])]
+        .map(|(label, parts)| json!({"cluster_id": label, "speech_ms": 60_000, "voice": voice(parts)}));
+    let position = scene.command(&format!("{path}/speakers"), json!({"clusters": clusters})).await.position;
+    let asked = async |role: Role, path: &str| {
+        let request = world.client(role).get(scene.server.at(path));
+        let answer = send(request.header("minutebook-min-position", position)).await;
+        assert_eq!(answer.status, 200, "{role:?} {path}: {answer:?}");
+        answer.body
+    };
+    let speakers = serde_json::from_str::<Value>(&asked(Role::Admin, &format!("{path}/speakers")).await);
+    let speakers = speakers.unwrap()["speakers"].as_array().unwrap().clone();
+    assert_eq!(speakers.len(), 2);
+    let mut paths = vec![
+        format!("{path}/speakers?segments=true"),
+        format!("{path}/events?limit=500"),
+        path.replace("/v1", ""),
+        format!("{}?as_of={position}", path.replace("/v1", "")),
+    ];
+    for speaker in &speakers {
+        let id = speaker["id"].as_str().unwrap();
+        assert!(speaker["evidence"]["candidates"].to_string().contains(&grace.id), "{speaker}");
+        paths.extend(["", "/v1"].map(|api| {
+            let end = if api.is_empty() { "" } else { "/history" };
+            format!("{api}{}/speakers/{id}{end}", path.replace("/v1", ""))
+        }));
+    }
+    for path in &paths {
+        for role in [Role::Auditor, Role::Member] {
+            let body = asked(role, path).await;
+            let told = body.contains(&grace.id) || body.contains("Grace");
+            assert_eq!(told, role == Role::Auditor, "{role:?} {path}: {body}");
+        }
+        let body = asked(Role::Member, path).await;
+        assert!(!body.contains("\"score\"") && !body.contains("alike"), "{path}: {body}");
+    }
+    // Who is in the meeting is no secret to whom the meeting belongs.
+    assert!(asked(Role::Member, &paths[0]).await.contains("Ada"));
+}
