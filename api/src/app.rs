@@ -1,9 +1,9 @@
 //! The HTTP application: the routes, and what is around all of them. From the outside in: metrics, a
-//! request's id and span, what browsers are told, panics, who asks and may ([`auth::admit`]), how much one asks,
-//! the limits (requests at a time, time, size); then the route.
+//! request's id and span, what browsers are told, panics, who asks ([`auth::identify`]), how much one asks, the
+//! limits (requests at a time, time, size), whether one may ([`auth::authorize`]); then the route.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -27,9 +27,17 @@ use crate::book::SharedBook;
 use crate::config::{Part, ServeConfig};
 use crate::error::Problem;
 use crate::extract::REQUEST_ID;
+use crate::followers::Followers;
 use crate::matching::Matching;
 use crate::rate_limit::RateLimit;
 use crate::{pages, routes, security_headers};
+
+/// How many requests of strangers have their body read at a time.
+const STRANGERS: usize = 16;
+/// The most bytes of such a body: the longest token there is, and the way back.
+const STRANGERS_BODY: usize = 16 * 1024;
+/// How long such a request may take.
+const STRANGERS_TIME: Duration = Duration::from_secs(5);
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -46,10 +54,12 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// One permit per request under way.
     permits: Arc<Semaphore>,
+    /// One permit per request of a stranger whose body is read: they must not take those of whoever has a token.
+    strangers: Arc<Semaphore>,
     /// How much one caller may ask.
     rate_limit: RateLimit,
-    /// One permit per client that follows the changes, or takes the whole audit.
-    pub followers: Arc<Semaphore>,
+    /// Places for clients that follow the changes, or take the whole audit.
+    pub followers: Followers,
     /// Where requests that were refused for want of a right are noted.
     pub refusals: Refusals,
     /// What browsers are told about TLS.
@@ -69,7 +79,8 @@ impl AppState {
         stopping: CancellationToken,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_requests));
-        let followers = Arc::new(Semaphore::new(config.max_followers));
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        let followers = Followers::new(config.max_followers, config.max_followers_of_one);
         let (refusals, noting) = Refusals::new(book.pool().clone(), book.shutdown.clone());
         book.tasks.spawn(noting);
         let rate_limit = RateLimit::new(config.rate_limit);
@@ -82,6 +93,7 @@ impl AppState {
             matching,
             metrics,
             permits,
+            strangers,
             rate_limit,
             followers,
             hsts,
@@ -135,7 +147,11 @@ impl Modify for Bearer {
 
 /// Returns the whole application.
 pub fn app(state: AppState) -> Router {
-    let guarded = inside(&state).layer(middleware::from_fn_with_state(state.clone(), auth::admit));
+    let authorize = |routes: Router<AppState>| {
+        routes.layer(middleware::from_fn_with_state(state.clone(), auth::authorize))
+    };
+    let guarded = inside(&state, authorize);
+    let guarded = guarded.layer(middleware::from_fn_with_state(state.clone(), auth::identify));
     around(guarded, &state).with_state(state)
 }
 
@@ -147,20 +163,20 @@ pub fn unguarded(state: AppState, caller: Caller) -> Router {
         request.extensions_mut().insert(caller);
         next.run(request).await
     };
-    let unguarded = inside(&state).layer(middleware::from_fn_with_state(caller, admit));
+    let unguarded = inside(&state, |routes| routes).layer(middleware::from_fn_with_state(caller, admit));
     around(unguarded, &state).with_state(state)
 }
 
-/// Returns the routes with what is inside of authentication.
-fn inside(state: &AppState) -> Router<AppState> {
+/// Returns the routes with what is inside of knowing who asks. `guard` puts in front of routes what lets nobody
+/// through who may not: inside of the limits, for it asks the database.
+fn inside(state: &AppState, guard: impl Fn(Router<AppState>) -> Router<AppState>) -> Router<AppState> {
     let (limited, operations, document) = api();
-    limited
-        .merge(pages::router())
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
-        .layer(DefaultBodyLimit::max(state.config.body_limit))
+    let limited =
+        limited.merge(pages::router()).merge(SwaggerUi::new("/docs").url("/openapi.json", document));
+    guard(limited)
         .layer(middleware::from_fn_with_state(state.clone(), limit))
         // Outside the limits: a busy server is alive, and its metrics say how busy it is.
-        .merge(operations)
+        .merge(guard(operations))
         .fallback(async || Problem::not_found("route_not_found", "there is no such route; see /docs"))
         .method_not_allowed_fallback(async || {
             Problem::new(
@@ -191,7 +207,8 @@ pub fn operations_app(state: AppState) -> Router {
         .fallback(async || {
             Problem::not_found("route_not_found", "this process serves health and metrics only")
         })
-        .layer(middleware::from_fn_with_state(state.clone(), auth::admit))
+        .layer(middleware::from_fn_with_state(state.clone(), auth::authorize))
+        .layer(middleware::from_fn_with_state(state.clone(), auth::identify))
         .layer(middleware::from_fn_with_state(state.clone(), security_headers::add))
         .layer(middleware::from_fn_with_state(state.clone(), observe))
         .with_state(state)
@@ -237,14 +254,15 @@ async fn limit_rate(State(state): State<AppState>, request: Request, next: Next)
     next.run(request).await
 }
 
-/// Bounds how many requests are under way and how long each takes. A command that was cut off may have
-/// taken effect: an append once handed over is carried out.
-async fn limit(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let Ok(_permit) = state.permits.try_acquire() else {
+/// Bounds how many requests are under way, how long each takes, and how large its body is. A command that was cut
+/// off may have taken effect: an append once handed over is carried out.
+async fn limit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let Limits { permits, time, body } = limits(&state, &request);
+    let Ok(_permit) = permits.try_acquire() else {
         return Problem::too_many().into_response();
     };
-    let seconds = state.config.request_timeout;
-    match tokio::time::timeout(seconds, next.run(request)).await {
+    DefaultBodyLimit::max(body).apply(&mut request);
+    match tokio::time::timeout(time, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::unavailable(
             "timeout",
@@ -254,16 +272,34 @@ async fn limit(State(state): State<AppState>, request: Request, next: Next) -> R
     }
 }
 
+/// What a request may take.
+struct Limits<'a> {
+    permits: &'a Semaphore,
+    time: Duration,
+    body: usize,
+}
+
+fn limits<'a>(state: &'a AppState, request: &Request) -> Limits<'a> {
+    let (config, path) = (&state.config, request.extensions().get::<MatchedPath>());
+    if path.is_some_and(|path| auth::access::takes_from_anybody(request.method(), path.as_str())) {
+        let time = config.request_timeout.min(STRANGERS_TIME);
+        return Limits { permits: &state.strangers, time, body: config.body_limit.min(STRANGERS_BODY) };
+    }
+    Limits { permits: &state.permits, time: config.request_timeout, body: config.body_limit }
+}
+
 /// Gives each request an id and a span, and measures it. The span has the route, not the path: a path may
 /// hold a cache key.
 async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
     request.headers_mut().insert(REQUEST_ID, id.clone());
-    let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = route.unwrap_or_else(|| "unmatched".to_owned());
-    let span = info_span!("request", %method, route, request_id = id.to_str().unwrap_or_default());
+    // Methods that no route has would each make a time series, and a kind of refusal, of their own.
+    let known = auth::access::of(request.method(), &route).is_some();
+    let method = if known { request.method().to_string() } else { "any".to_owned() };
+    let span = info_span!("request", method, route, request_id = id.to_str().unwrap_or_default());
 
     let mut response = next.run(request).instrument(span.clone()).await;
 
@@ -276,9 +312,6 @@ async fn observe(State(state): State<AppState>, mut request: Request, next: Next
     let status = response.status().as_u16().to_string();
     let elapsed = started.elapsed();
     span.in_scope(|| debug!(status, elapsed_ms = elapsed.as_secs_f64() * 1000.0, "answered"));
-    // Methods that no route has would each make a time series of their own.
-    let known = route != "unmatched" && response.status() != StatusCode::METHOD_NOT_ALLOWED;
-    let method = if known { method.to_string() } else { "any".to_owned() };
     let labels = [("route", route), ("method", method), ("status", status)];
     metrics::histogram!("minutebook_http_request_seconds", &labels).record(elapsed.as_secs_f64());
     response.headers_mut().insert(REQUEST_ID, id);

@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-pub use admit::admit;
-pub(crate) use admit::owner_of;
+pub(crate) use admit::owners_of;
+pub use admit::{authorize, identify};
 pub use token::{Kind, Role};
 
 use crate::config::AuthConfig;

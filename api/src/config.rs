@@ -328,6 +328,16 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_MAX_FOLLOWERS", default_value_t = 256, value_name = "N")]
     pub max_followers: usize,
 
+    /// The most of these that one caller has
+    #[arg(
+        long,
+        env = "MINUTEBOOK_MAX_FOLLOWERS_OF_ONE",
+        default_value_t = 16,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    pub max_followers_of_one: usize,
+
     /// The voice models that are known, each with the dimension of its vectors: `NAME=DIMENSION`, by commas
     #[arg(long, env = "MINUTEBOOK_VOICE_MODELS", default_value = "resemblyzer-0.1.4=256", value_delimiter = ',',
           value_parser = voice_model, value_name = "MODELS")]

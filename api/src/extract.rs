@@ -12,6 +12,7 @@ use axum::{RequestExt, body::Bytes};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use event_store::command_bus::{Context, IdempotencyKey};
+use event_store::log;
 use projections::freshness;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -297,8 +298,15 @@ impl FromRequestParts<AppState> for Fresh {
     }
 }
 
-/// Waits until the tables show `position`, within bounds.
+/// Waits until the tables show `position`, within bounds. One that the log does not have is not waited for: nobody
+/// was told of it.
 pub async fn wait_until_shown(state: &AppState, position: i64) -> Result<(), Problem> {
+    // Another process may have appended what this one has not heard of yet.
+    let head = state.book.store.head().position();
+    if position > head && position > log::head(state.book.pool()).await? {
+        let detail = format!("the log has no position {position} yet: is this the right server?");
+        return Err(Problem::unavailable("position_not_reached", detail));
+    }
     let deadline = Instant::now() + state.config.position_timeout;
     if freshness::wait_for(state.book.pool(), &state.book.projection, position, deadline).await? {
         return Ok(());

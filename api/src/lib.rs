@@ -24,6 +24,7 @@ pub mod error;
 pub mod events;
 pub mod extract;
 pub mod file_rules;
+pub mod followers;
 pub mod foreign;
 pub mod import;
 pub mod keys;

@@ -578,6 +578,25 @@ pub async fn read_aggregate_but(
     Ok((events, more))
 }
 
+/// Returns the first event of each of these aggregates that has one, as it is stored: what is personal is sealed.
+pub async fn first_events(
+    pool: &PgPool,
+    aggregate_type: &str,
+    aggregate_ids: &[Uuid],
+) -> Result<Vec<StoredEvent>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence,
+                event_type, event_version, payload::text AS payload, metadata::text AS metadata
+           FROM log.events
+          WHERE aggregate_type = $1 AND aggregate_id = ANY ($2) AND sequence = 1",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_ids.iter().map(Uuid::to_string).collect::<Vec<_>>())
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(stored_event).collect()
+}
+
 fn stored_event(row: &sqlx::postgres::PgRow) -> Result<StoredEvent, sqlx::Error> {
     Ok(StoredEvent {
         position: row.try_get(0)?,

@@ -204,10 +204,22 @@ impl HeldRequest {
     /// holds what a request holds.
     async fn registration(server: &Server, n: usize) -> Self {
         let body = json!({"sha256": sha256(n)}).to_string();
+        let what = format!(
+            "POST /v1/meetings HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: {}",
+            tests::tokens::usual()
+        );
+        Self::begin(server, &what, body).await
+    }
+
+    /// Sends the head of a login.
+    async fn login(server: &Server) -> Self {
+        let what = "POST /login HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded";
+        Self::begin(server, what, "token=x".to_owned()).await
+    }
+
+    async fn begin(server: &Server, what: &str, body: String) -> Self {
         let head = format!(
-            "POST /v1/meetings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Authorization: {}\r\nContent-Length: {}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n",
-            tests::tokens::usual(),
+            "{what}\r\nHost: localhost\r\nContent-Length: {}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n",
             body.len()
         );
         let mut stream = connect(server).await;
@@ -228,6 +240,11 @@ impl HeldRequest {
     async fn answer(&mut self) -> String {
         read_all(&mut self.stream).await
     }
+}
+
+/// Sends a form as a browser does.
+fn form(request: RequestBuilder, body: &str) -> RequestBuilder {
+    request.header("content-type", "application/x-www-form-urlencoded").body(body.to_owned())
 }
 
 async fn connect(server: &Server) -> TcpStream {

@@ -136,7 +136,7 @@ static BY_ROUTE: LazyLock<HashMap<(&str, &str), &Access>> =
     LazyLock::new(|| TABLE.iter().map(|access| ((access.method, access.path), access)).collect());
 
 /// Returns the row of a route.
-pub(super) fn of(method: &Method, path: &str) -> Option<&'static Access> {
+pub(crate) fn of(method: &Method, path: &str) -> Option<&'static Access> {
     let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
     BY_ROUTE.get(&(method, path)).copied()
 }
@@ -144,6 +144,11 @@ pub(super) fn of(method: &Method, path: &str) -> Option<&'static Access> {
 /// Says whether a path is in the table under any method.
 pub(super) fn knows(path: &str) -> bool {
     TABLE.iter().any(|access| access.path == path)
+}
+
+/// Says whether a route reads what anybody sends.
+pub(crate) fn takes_from_anybody(method: &Method, path: &str) -> bool {
+    of(method, path).is_some_and(|access| access.who == Who::Anybody && access.method != "GET")
 }
 
 /// Says whether a role may use the pages of this path, so that no link leads where it must not go.

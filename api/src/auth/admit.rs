@@ -1,5 +1,8 @@
-//! Lets a request through to its handler, or not: whoever asks must be known, have the role for the route, and not
-//! ask for what belongs to another.
+//! Lets a request through to its handler, or not: whoever asks must be known ([`identify`]), have the role for the
+//! route, and not ask for what belongs to another ([`authorize`]). Between the two is how much one caller may ask,
+//! and what may be under way at a time: the second asks the database.
+
+use std::collections::HashMap;
 
 use axum::RequestExt as _;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
@@ -7,10 +10,10 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use domain::Event;
-use domain::ids::{MeetingId, OwnerId};
+use domain::ids::MeetingId;
 use domain::meeting::MeetingEvent;
 use event_store::EventStore;
-use event_store::log::{self, BatchLimits};
+use event_store::log::{self, StoredEvent};
 use uuid::Uuid;
 
 use super::access::{self, Access, Who, Whose};
@@ -20,41 +23,55 @@ use crate::app::AppState;
 use crate::error::Problem;
 use crate::pages;
 
-/// Admits a request to its route, or answers it. What no route matches is not found, and only whoever has a token
-/// is told so.
-pub async fn admit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let access = path.as_ref().and_then(|path| access::of(request.method(), path));
-    if access.is_some_and(|access| open(&state, access)) {
+/// Lets through whoever is known, and everybody to what is open. What no route matches is not found, and only
+/// whoever has a token is told so.
+pub async fn identify(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    if row(&request).is_some_and(|access| open(&state, access)) {
         return next.run(request).await;
     }
-    let caller = match identify(&state, request.headers(), request.uri().path()).await {
+    let caller = match caller_of(&state, request.headers(), request.uri().path()).await {
         Ok(caller) => caller,
         Err(Refusal::Missing) if wants_login(&request) => {
             return Redirect::to(&pages::login_path(request.uri())).into_response();
         }
         Err(refusal) => return refusal.problem().into_response(),
     };
+    request.extensions_mut().insert(caller.clone());
+    let mut response = next.run(request).await;
+    // For what is around the route: a page's head names who looks.
+    response.extensions_mut().insert(caller);
+    response
+}
+
+/// Lets through whoever may use the route, and everybody to what is open.
+pub async fn authorize(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let access = row(&request);
+    if access.is_some_and(|access| open(&state, access)) {
+        return next.run(request).await;
+    }
+    let Some(caller) = request.extensions().get::<Caller>().cloned() else {
+        return Refusal::Missing.problem().into_response();
+    };
+    let path = request.extensions().get::<MatchedPath>().cloned();
     let admitted = match (path, access) {
         (None, _) => Ok(()),
-        (Some(_), Some(access)) => authorize(&state, &caller, access, &mut request).await,
-        (Some(path), None) if access::knows(&path) => Err(Problem::new(
+        (Some(_), Some(access)) => check(&state, &caller, access, &mut request).await,
+        (Some(path), None) if access::knows(path.as_str()) => Err(Problem::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             "the route has other methods; see /docs",
         )),
         (Some(_), None) => Err(forbidden(&caller)),
     };
-    let mut response = match admitted {
-        Ok(()) => {
-            request.extensions_mut().insert(caller.clone());
-            next.run(request).await
-        }
+    match admitted {
+        Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
-    };
-    // For what is around the route: a page's head names who looks.
-    response.extensions_mut().insert(caller);
-    response
+    }
+}
+
+fn row(request: &Request) -> Option<&'static Access> {
+    let path = request.extensions().get::<MatchedPath>()?;
+    access::of(request.method(), path.as_str())
 }
 
 fn open(state: &AppState, access: &Access) -> bool {
@@ -66,7 +83,7 @@ fn open(state: &AppState, access: &Access) -> bool {
 }
 
 /// Returns who asks: by the token, or, at what a browser shows, by the session that a token began.
-async fn identify(state: &AppState, headers: &HeaderMap, path: &str) -> Result<Caller, Refusal> {
+async fn caller_of(state: &AppState, headers: &HeaderMap, path: &str) -> Result<Caller, Refusal> {
     if let Some(token) = bearer(headers)? {
         return state.auth.verify(token).await.map(|caller| Caller::clone(&caller));
     }
@@ -86,7 +103,7 @@ fn wants_login(request: &Request) -> bool {
         && !request.uri().path().starts_with("/v1/")
 }
 
-async fn authorize(
+async fn check(
     state: &AppState,
     caller: &Caller,
     access: &Access,
@@ -104,7 +121,8 @@ async fn authorize(
     }
     // What is no id is refused as such.
     let Some(id) = meeting_in_path(request).await else { return Ok(()) };
-    if caller.sees(owner_of(&state.book.store, id).await?) {
+    let owners = owners_of(&state.book.store, &[id.as_uuid()]).await?;
+    if caller.sees(owners.get(&id.as_uuid()).copied()) {
         return Ok(());
     }
     Err(Problem::not_found("meeting_not_found", "there is no such meeting"))
@@ -116,20 +134,17 @@ async fn meeting_in_path(request: &mut Request) -> Option<MeetingId> {
     id.parse::<Uuid>().ok().map(MeetingId::from)
 }
 
-/// Returns whose a meeting is, from the log: the tables may not show it yet. An id is made of owner and file, so
-/// it is whose the first event says, for ever.
-pub(crate) async fn owner_of(store: &EventStore, id: MeetingId) -> Result<Option<Uuid>, sqlx::Error> {
-    let first = BatchLimits { events: 1, bytes: 64 * 1024 };
-    let (events, _) =
-        log::read_aggregate(store.pool(), store.keyring(), "meeting", id.as_uuid(), 0, first).await?;
-    let event = events.first().and_then(|event| event.decode().ok()).map(|recorded| recorded.event);
-    Ok(match event {
-        Some(Event::Meeting(_, MeetingEvent::MeetingRegistered(registered))) => {
-            registered.file.owner.map(|owner: OwnerId| owner.as_uuid())
+/// Returns whose meetings are, from the log: the tables may not show them yet. An id is made of owner and file, so
+/// a meeting is whose the first event says, for ever. Of what cannot be read nobody knows whose it is.
+pub(crate) async fn owners_of(store: &EventStore, ids: &[Uuid]) -> Result<HashMap<Uuid, Uuid>, sqlx::Error> {
+    let first = log::first_events(store.pool(), "meeting", ids).await?;
+    let owner = |stored: &StoredEvent| match stored.decode().ok()?.event {
+        Event::Meeting(id, MeetingEvent::MeetingRegistered(registered)) => {
+            Some((id.as_uuid(), registered.file.owner?.as_uuid()))
         }
-        // Of what cannot be read nobody knows whose it is.
-        Some(Event::Meeting(..) | Event::Profile(..)) | None => None,
-    })
+        Event::Meeting(..) | Event::Profile(..) => None,
+    };
+    Ok(first.iter().filter_map(owner).collect())
 }
 
 fn forbidden(caller: &Caller) -> Problem {

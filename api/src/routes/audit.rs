@@ -10,7 +10,6 @@ use futures::stream;
 use projections::access::{self, Access, What};
 use projections::audit::{self, ReassignmentFilter};
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -23,6 +22,7 @@ use crate::audit::{ActorFilter, AuditRow, Moment, PreviousBy, Trail, csv_header,
 use crate::auth::Caller;
 use crate::error::Problem;
 use crate::extract::{Fresh, Limit, PositionCursor, QueryOf};
+use crate::followers::Place;
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -110,12 +110,12 @@ async fn speaker_reassignments(
                     "CSV has all rows: leave out cursor and limit",
                 ));
             }
-            let permit = state.followers.clone().try_acquire_owned().map_err(|_| Problem::too_many())?;
+            let place = state.followers.enter(&caller).ok_or_else(Problem::too_many)?;
             // Before it is given: what cannot be noted is not taken out.
             let export = Access::allowed(caller.who(), What::ExportAudit, None);
             access::record(state.book.pool(), &export).await?;
             let filter = ReassignmentFilter::from(&query);
-            Ok(csv_answer(Trail::new(state.book.pool().clone(), filter, None), permit))
+            Ok(csv_answer(Trail::new(state.book.pool().clone(), filter, None), place))
         }
     }
 }
@@ -132,8 +132,8 @@ pub(crate) async fn find_page(state: &AppState, query: &AuditQuery) -> Result<Pa
 
 /// Answers page after page, as the client takes them. Where it breaks off, so does the answer, without the end
 /// that tells a client that it has everything.
-fn csv_answer(trail: Trail, permit: OwnedSemaphorePermit) -> Response {
-    let body = stream::try_unfold((trail, permit, true), async |(mut trail, permit, first)| {
+fn csv_answer(trail: Trail, place: Place) -> Response {
+    let body = stream::try_unfold((trail, place, true), async |(mut trail, place, first)| {
         let rows = trail.next().await.inspect_err(|error| {
             error!(error = error as &dyn std::error::Error, "the audit cannot be read on");
         })?;
@@ -142,7 +142,7 @@ fn csv_answer(trail: Trail, permit: OwnedSemaphorePermit) -> Response {
         }
         let mut bytes = if first { csv_header()? } else { vec![] };
         bytes.extend(csv_rows(&rows)?);
-        Ok::<_, axum::BoxError>(Some((Bytes::from(bytes), (trail, permit, false))))
+        Ok::<_, axum::BoxError>(Some((Bytes::from(bytes), (trail, place, false))))
     });
     let headers = [
         (header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present"),

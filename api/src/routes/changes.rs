@@ -1,7 +1,6 @@
 //! `/v1/changes`: the change feed as server-sent events, straight from the log.
 
 use std::convert::Infallible;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -14,27 +13,26 @@ use event_store::log::feed::Filter;
 use event_store::log::{self, BatchLimits};
 use event_store::retry::backoff;
 use futures::stream;
-use lru::LruCache;
 use projections::feed::cloud_event::{CloudEvent, event_id, parse_event_id};
 use projections::feed::public_event::EventType;
 use projections::feed::publisher::{PublishError, wait_until_shown};
 use projections::feed::source::Source;
 use projections::feed::withheld::Withheld;
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use uuid::Uuid;
 
 use super::{ReadHeaders, ReadProblems};
 use crate::app::AppState;
-use crate::auth::{Caller, owner_of};
+use crate::auth::{Caller, owners_of};
 use crate::book::SharedBook;
 use crate::error::Problem;
 use crate::extract::{Fresh, QueryOf, header_text};
+use crate::followers::Place;
 
 /// What is read at once for one client, and so the most that is kept for it.
 const BATCH: BatchLimits = BatchLimits { events: 64, bytes: 512 * 1024 };
@@ -98,7 +96,7 @@ async fn follow(
         None => position_before(wanted.from.as_deref(), &state.book).await?,
     };
     let filter = filter(&wanted)?;
-    let permit = state.followers.clone().try_acquire_owned().map_err(|_| Problem::too_many())?;
+    let place = state.followers.enter(&caller).ok_or_else(Problem::too_many)?;
     let store = state.book.store.clone();
     let withheld = match resumed {
         Some(_) => Withheld::before(store.clone(), after, filter.clone()).await?,
@@ -108,8 +106,7 @@ async fn follow(
 
     let (sender, receiver) = mpsc::channel(1);
     let remaining = caller.remaining();
-    let sight = Sight { caller, owners: LruCache::new(OWNERS) };
-    let following = send_all(state.book.clone(), source, withheld, sight, sender, permit);
+    let following = send_all(state.book.clone(), source, withheld, caller, sender, place);
     // Whoever has a new token goes on with it.
     let following = async move { timeout(remaining, following).await.unwrap_or(()) };
     state.book.tasks.spawn(state.stopping.clone().run_until_cancelled_owned(following));
@@ -119,35 +116,20 @@ async fn follow(
     Ok(([("cache-control", "no-store"), ("x-accel-buffering", "no")], events).into_response())
 }
 
-/// How many meetings' owners are remembered for a member.
-const OWNERS: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
-
-/// Which events a client may see.
-struct Sight {
-    caller: Caller,
-    owners: LruCache<Uuid, Option<Uuid>>,
-}
-
-impl Sight {
-    /// Says whether the client may see an event; nothing, if that cannot be found out.
-    async fn sees(&mut self, store: &EventStore, event: &CloudEvent) -> Option<bool> {
-        if self.caller.only().is_none() {
-            return Some(true);
-        }
-        if event.event_type.aggregate != "meeting" {
-            return Some(false);
-        }
-        let id = event.aggregate_id;
-        let owner = match self.owners.get(&id) {
-            Some(owner) => *owner,
-            None => {
-                let owner = owner_of(store, id.into()).await.ok()?;
-                self.owners.put(id, owner);
-                owner
-            }
-        };
-        Some(self.caller.sees(owner))
+/// Returns those events that a client may see.
+async fn seen(
+    caller: &Caller,
+    store: &EventStore,
+    mut events: Vec<CloudEvent>,
+) -> Result<Vec<CloudEvent>, sqlx::Error> {
+    if caller.only().is_none() || events.is_empty() {
+        return Ok(events);
     }
+    events.retain(|event| event.event_type.aggregate == "meeting");
+    let meetings = events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>();
+    let owners = owners_of(store, &meetings).await?;
+    events.retain(|event| caller.sees(owners.get(&event.aggregate_id).copied()));
+    Ok(events)
 }
 
 async fn position_before(from: Option<&str>, book: &SharedBook) -> Result<i64, Problem> {
@@ -199,15 +181,15 @@ async fn send_all(
     book: SharedBook,
     mut source: Source,
     mut withheld: Withheld,
-    mut sight: Sight,
+    caller: Caller,
     sender: mpsc::Sender<Result<Event, Infallible>>,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 ) {
     let mut failures = 0;
     while failures < TRIES {
         let sending = async {
             tokio::select! {
-                sent = send_next(&book, &mut source, &mut withheld, &mut sight, &sender) => sent,
+                sent = send_next(&book, &mut source, &mut withheld, &caller, &sender) => sent,
                 () = sender.closed() => Ok(false),
             }
         };
@@ -234,7 +216,7 @@ async fn send_next(
     book: &SharedBook,
     source: &mut Source,
     withheld: &mut Withheld,
-    sight: &mut Sight,
+    caller: &Caller,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
 ) -> Result<bool, PublishError> {
     let send = async |event: Event| matches!(timeout(UNREAD, sender.send(Ok(event))).await, Ok(Ok(())));
@@ -246,10 +228,10 @@ async fn send_next(
         // Before anything that the tables came to show later: whoever reconnects after that is not sent these
         // again. Without an id: it goes on where it was, not where these belong.
         while let Some(events) = withheld.released().await? {
+            // If that cannot be found out, the client reconnects, and goes on where it was.
+            let Ok(events) = seen(caller, &book.store, events).await else { return Ok(false) };
             for event in events {
-                // If that cannot be found out, the client reconnects, and goes on where it was.
-                let Some(seen) = sight.sees(&book.store, &event).await else { return Ok(false) };
-                if seen && !send(sse_event(&event)).await {
+                if !send(sse_event(&event)).await {
                     return Ok(false);
                 }
             }
@@ -258,10 +240,10 @@ async fn send_next(
     if let Some(shown) = shown {
         let batch = source.next(shown, BATCH).await?;
         withheld.add(batch.withheld);
-        for event in batch.events {
+        let Ok(events) = seen(caller, &book.store, batch.events).await else { return Ok(false) };
+        for event in events {
             let id = event_id(event.epoch, event.position);
-            let Some(seen) = sight.sees(&book.store, &event).await else { return Ok(false) };
-            if seen && !send(sse_event(&event).id(id)).await {
+            if !send(sse_event(&event).id(id)).await {
                 return Ok(false);
             }
         }

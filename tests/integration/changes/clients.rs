@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::auth::Role;
 use futures::{StreamExt, stream};
 use nix::sys::signal::Signal;
 use tests::TestDatabase;
@@ -41,6 +42,18 @@ async fn a_follower_too_many_is_told_to_come_back_and_one_that_went_away_frees_i
     .await;
     scene.register(1).await;
     assert_eq!((stays.next().await.position(), comes.next().await.position()), (1, 1));
+}
+
+#[tokio::test]
+async fn one_caller_does_not_take_all_places() {
+    let scene = Scene::start_with(&["--max-followers-of-one", "2"]).await;
+    let feeds = [Feed::follow(&scene.server, "", None).await, Feed::follow(&scene.server, "", None).await];
+    refusal(&scene.server, "", None).await.is_problem(429, "too_many_requests");
+    let other = scene.server.as_(Role::Pipeline, "pipeline-7");
+    let mut other = Feed::follow_as(&other, &scene.server, "").await;
+    scene.register(1).await;
+    assert_eq!(other.next().await.position(), 1);
+    drop(feeds);
 }
 
 #[tokio::test]
@@ -95,7 +108,9 @@ async fn clients_that_read_nothing_cost_little_are_dropped_and_can_resume() {
     /// Twice what the server may keep for that many, by half a MiB each; all events would be ten times that.
     const MAY_GROW: usize = 32 << 20;
     let database = TestDatabase::create().await;
-    let server = Server::start_with(&database, &["--max-followers", &(SILENT + 1).to_string()]).await;
+    let most = (SILENT + 1).to_string();
+    let limits = ["--max-followers", &most, "--max-followers-of-one", &most];
+    let server = Server::start_with(&database, &limits).await;
     fill(&database, EVENTS).await;
     caught_up_and_equal(&database.pool().await).await;
 

@@ -1,6 +1,7 @@
 //! The straight road: a meeting's whole life, a profile's, and every read on the way.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::server::Server;
@@ -237,8 +238,9 @@ fn listed(page: &Value) -> Vec<String> {
 
 #[tokio::test]
 async fn a_read_for_a_position_that_is_not_there_yet_is_told_to_try_again() {
-    let scene = Scene::start_with(&["--position-timeout", "0.2"]).await;
+    let scene = Scene::start_with(&["--position-timeout", "30"]).await;
     let registered = scene.register(1).await;
+    let asked = Instant::now();
     let read = |position: i64| {
         send(scene.request(&reqwest::Method::GET, "/v1/meetings").header(MIN_POSITION, position))
     };
@@ -247,15 +249,20 @@ async fn a_read_for_a_position_that_is_not_there_yet_is_told_to_try_again() {
     for beyond in [registered.position + 1, i64::MAX] {
         read(beyond).await.is_problem(503, "position_not_reached");
     }
+    // Nobody was told of it, so nobody waits for it.
+    assert!(asked.elapsed() < Duration::from_secs(20));
 }
 
 #[tokio::test]
-async fn a_read_that_waits_for_a_position_is_answered_once_it_is_there() {
-    let scene = Scene::start().await;
-    let before = scene.register(1).await.position;
-    let (read, registered) =
-        tokio::join!(scene.read("/v1/meetings", before + 1), async { scene.register(2).await });
+async fn a_read_that_waits_for_a_position_is_answered_once_the_tables_show_it() {
+    let scene = Scene::start_with(&["--only", "api", "--position-timeout", "30"]).await;
+    let registered = scene.register(1).await;
+    let (read, projector) = tokio::join!(
+        scene.read("/v1/meetings", registered.position),
+        Server::start_with(&scene.database, &["--only", "projector"])
+    );
     assert!(listed(&read).contains(&registered.id));
+    assert!(projector.stop().await.success());
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! What the server does not take: too much at once, too slow, too large.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::json;
+use tokio::time::timeout;
 
-use super::{HeldRequest, Scene, send, sha256};
+use super::{HeldRequest, Scene, form, send, sha256};
+use crate::read_models::eventually;
 
 #[tokio::test]
 async fn a_request_too_many_is_told_to_come_back() {
@@ -17,6 +21,25 @@ async fn a_request_too_many_is_told_to_come_back() {
     assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
     assert_eq!(scene.get("/v1/meetings").await.status, 200);
     assert_eq!(scene.log_mark().await.0, 1);
+}
+
+#[tokio::test]
+async fn strangers_who_log_in_without_end_keep_nobody_from_the_api() {
+    let scene = Scene::start_with(&["--max-requests", "2"]).await;
+    let mut held = vec![];
+    for _ in 0..16 {
+        held.push(HeldRequest::login(&scene.server).await);
+    }
+    let login = || form(scene.request(&Method::POST, "/login"), "token=x");
+    send(login()).await.is_problem(429, "too_many_requests");
+    scene.register(1).await;
+    // And for not long.
+    let answer = timeout(Duration::from_secs(15), held[0].answer()).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    drop(held);
+    eventually("there is room", async || (send(login()).await.status == 401).then_some(())).await;
+    let large = form(scene.request(&Method::POST, "/login"), &format!("token={}", "x".repeat(17_000)));
+    send(large).await.is_problem(413, "body_too_large");
 }
 
 #[tokio::test]
@@ -42,7 +65,10 @@ async fn a_request_that_takes_too_long_is_cut_off_and_has_no_effect() {
 
 #[tokio::test]
 async fn a_read_that_waits_for_a_position_is_cut_off_too() {
-    let scene = Scene::start_with(&["--request-timeout", "0.2", "--position-timeout", "60"]).await;
+    let limits = ["--request-timeout", "0.5", "--position-timeout", "60"];
+    // Nobody projects.
+    let scene = Scene::start_with(&[&limits[..], &["--only", "api"]].concat()).await;
+    scene.register(1).await;
     let read = scene.request(&Method::GET, "/v1/meetings").header("minutebook-min-position", 1);
     send(read).await.is_problem(503, "timeout");
 }

@@ -8,6 +8,7 @@ use event_store::command_bus::Context;
 use event_store::log;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tests::server::Server;
 use uuid::Uuid;
 
 use super::{Answer, MIN_POSITION, Scene, send, sha256};
@@ -240,16 +241,16 @@ async fn what_is_neither_a_position_nor_a_time_is_refused() {
 
 #[tokio::test]
 async fn the_least_position_is_waited_for_before_as_of_is_looked_at() {
-    let scene = Scene::start_with(&["--position-timeout", "30"]).await;
+    let scene = Scene::start_with(&["--only", "api", "--position-timeout", "30"]).await;
     let registered = scene.register(1).await;
     let next = registered.position + 1;
     let path = format!("{}?as_of={next}", registered.meeting());
     scene.get(&path).await.is_problem(422, "as_of_in_the_future");
-    let read = send(scene.request(&Method::GET, &path).header(MIN_POSITION, next));
-    let start =
-        async { scene.command(&format!("{}/start", registered.meeting()), json!({"worker": "w"})).await };
-    let (read, started) = tokio::join!(read, start);
+    let started = scene.command(&format!("{}/start", registered.meeting()), json!({"worker": "w"})).await;
     assert_eq!(started.position, next);
+    let read = send(scene.request(&Method::GET, &path).header(MIN_POSITION, next));
+    let project = Server::start_with(&scene.database, &["--only", "projector"]);
+    let (read, _projector) = tokio::join!(read, project);
     assert_eq!(read.expect(200)["status"], "processing");
     let before = scene.request(&Method::GET, &format!("{}?as_of=1", registered.meeting()));
     let before = send(before.header(MIN_POSITION, next)).await;
