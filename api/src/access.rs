@@ -26,8 +26,10 @@ const WAITING: usize = 1024;
 const WINDOW: Duration = Duration::from_secs(60);
 /// How many kinds of refusals a window tells apart: nobody can fill the disk by being refused.
 const KINDS: usize = 100;
-/// What stands for the kinds beyond.
+/// What stands for the kinds beyond, of strangers.
 const OTHERS: &str = "others";
+/// And of those who had a valid token.
+const OTHERS_KNOWN: &str = "others_known";
 /// How many rows are read, and kept, at once.
 const PAGE: i64 = 500;
 
@@ -36,33 +38,42 @@ const PAGE: i64 = 500;
 pub struct Refusal {
     /// Who asked; `None` for whoever had no valid token.
     pub who: Option<Who>,
-    /// The method and the route, without what stood in the path.
+    /// The method and the route, without what stood in the path; `any` for a method that the route does not have.
     pub route: String,
     /// The problem's code.
     pub code: &'static str,
 }
 
-/// Takes refusals; never waits, and never fails a request.
+/// Takes refusals; never waits, and never fails a request. Those of whoever is known are apart from those of
+/// strangers: however often these are turned away, they hide nobody.
 #[derive(Debug, Clone)]
-pub struct Refusals(mpsc::Sender<Refusal>);
+pub struct Refusals {
+    known: mpsc::Sender<Refusal>,
+    strangers: mpsc::Sender<Refusal>,
+}
 
 impl Refusals {
     /// Returns where refusals are put, and what notes them until the end.
     pub fn new(pool: PgPool, shutdown: CancellationToken) -> (Self, impl Future<Output = ()>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), note(pool, receiver, shutdown))
+        let (known, of_known) = mpsc::channel(WAITING);
+        let (strangers, of_strangers) = mpsc::channel(WAITING);
+        let noting = async move {
+            tokio::join!(note(&pool, of_known, &shutdown), note(&pool, of_strangers, &shutdown));
+        };
+        (Self { known, strangers }, noting)
     }
 
     /// Takes a refusal to be noted.
     pub fn put(&self, refusal: Refusal) {
-        if self.0.try_send(refusal).is_err() {
+        let waiting = if refusal.who.is_some() { &self.known } else { &self.strangers };
+        if waiting.try_send(refusal).is_err() {
             metrics::counter!("minutebook_refusals_not_noted_total").increment(1);
         }
     }
 }
 
 /// Notes the first of each kind in a window at once, and the number of the others when the window is over.
-async fn note(pool: PgPool, mut refusals: mpsc::Receiver<Refusal>, shutdown: CancellationToken) {
+async fn note(pool: &PgPool, mut refusals: mpsc::Receiver<Refusal>, shutdown: &CancellationToken) {
     let mut windows = interval(WINDOW);
     windows.set_missed_tick_behavior(MissedTickBehavior::Delay);
     windows.tick().await;
@@ -72,14 +83,14 @@ async fn note(pool: PgPool, mut refusals: mpsc::Receiver<Refusal>, shutdown: Can
             refusal = refusals.recv() => {
                 let Some(refusal) = refusal else { break };
                 if let Some(first) = count(&mut seen, refusal) {
-                    write(&pool, first, 1).await;
+                    write(pool, first, 1).await;
                 }
             }
-            _ = windows.tick() => flush(&pool, &mut seen).await,
+            _ = windows.tick() => flush(pool, &mut seen).await,
             () = shutdown.cancelled() => break,
         }
     }
-    flush(&pool, &mut seen).await;
+    flush(pool, &mut seen).await;
 }
 
 /// Counts a refusal; returns it if it is the first of its kind.
@@ -92,7 +103,8 @@ fn count(seen: &mut HashMap<Refusal, i32>, refusal: Refusal) -> Option<Refusal> 
         seen.insert(refusal.clone(), 0);
         return Some(refusal);
     }
-    let others = Refusal { who: None, route: OTHERS.to_owned(), code: OTHERS };
+    let others = if refusal.who.is_some() { OTHERS_KNOWN } else { OTHERS };
+    let others = Refusal { who: None, route: others.to_owned(), code: others };
     let times = seen.entry(others).or_insert(0);
     *times = times.saturating_add(1);
     None
@@ -167,7 +179,7 @@ pub struct AccessArgs {
     /// Only those in this role
     #[arg(long, value_name = "ROLE")]
     role: Option<Word>,
-    /// Only these: `read_voices`, `erase_profile`, `backup`, or a method and a route
+    /// Only these: `read_voices`, `export_events`, `backup`, or a method and a route
     #[arg(long, value_name = "WHAT")]
     what: Option<Word>,
     /// Only those about what has this id

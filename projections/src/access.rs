@@ -39,6 +39,8 @@ pub enum What {
     EraseMeeting,
     /// The audit was taken out as a file.
     ExportAudit,
+    /// The log was printed, with what is personal in it.
+    ExportEvents,
     /// Everything was copied.
     Backup,
     /// Everything was put back.
@@ -55,6 +57,7 @@ impl What {
             Self::EraseProfile => "erase_profile",
             Self::EraseMeeting => "erase_meeting",
             Self::ExportAudit => "export_audit",
+            Self::ExportEvents => "export_events",
             Self::Backup => "backup",
             Self::Restore => "restore",
             Self::Request(route) => route,
@@ -167,8 +170,8 @@ pub struct Noted {
     /// The role, as the token said; `operator` on the command line.
     #[schema(example = "reviewer")]
     pub role: Option<String>,
-    /// What was done: `read_voices`, `erase_profile`, `erase_meeting`, `export_audit`, `backup`, `restore`; of a
-    /// request that was refused its method and route.
+    /// What was done: `read_voices`, `erase_profile`, `erase_meeting`, `export_audit`, `export_events`, `backup`,
+    /// `restore`; of a request that was refused its method and route.
     #[schema(example = "read_voices")]
     pub what: String,
     /// The id of what it is about.

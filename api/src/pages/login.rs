@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::form::FormOf;
 use super::visit::{Shell, Visit};
 use super::{page, sentence};
+use crate::access;
 use crate::app::AppState;
 use crate::auth::session;
 use crate::error::Problem;
@@ -61,6 +62,10 @@ pub(super) async fn begin(
         }
         Err(refusal) => {
             let problem = refusal.problem();
+            if problem.status() == StatusCode::UNAUTHORIZED {
+                let route = "POST /login".to_owned();
+                state.refusals.put(access::Refusal { who: None, route, code: problem.code() });
+            }
             let shown = Some(sentence(problem.detail()));
             let login = Login { shell: visit.shell("Log in", ""), back, problem: shown };
             Ok(page(problem.status(), &login))

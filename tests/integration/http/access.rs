@@ -2,11 +2,12 @@
 //! caller may ask.
 
 use api::auth::Role;
+use api::auth::access::{TABLE, Who};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tests::tokens;
 
-use super::{Scene, send};
+use super::{Scene, form, send};
 use crate::cli::run_on;
 use crate::read_models::eventually;
 
@@ -110,6 +111,68 @@ async fn whoever_is_refused_without_end_is_counted_and_fills_nothing() {
 }
 
 #[tokio::test]
+async fn strangers_who_are_refused_in_a_hundred_ways_hide_no_refusal_of_somebody_known() {
+    let scene = Scene::start().await;
+    let client = reqwest::Client::new();
+    for n in 0..30 {
+        let method = Method::from_bytes(format!("BREW{n}").as_bytes()).unwrap();
+        send(client.request(method, scene.server.at("/v1/meetings"))).await.is_problem(401, "token_required");
+    }
+    // More kinds of them than are told apart.
+    let routes = TABLE.iter().filter(|access| !matches!(access.who, Who::Anybody)).collect::<Vec<_>>();
+    for (client, code) in [(client, "token_required"), (tests::server::client("Bearer x"), "invalid_token")] {
+        for access in &routes {
+            let path = access.path.replace("{id}", "018f0000-0000-7000-8000-000000000001");
+            let path = path.replace(['{', '}', '*'], "x");
+            let request = client.request(access.method.parse().unwrap(), scene.server.at(&path));
+            send(request).await.is_problem(401, code);
+        }
+    }
+    assert!(routes.len() > 50);
+    scene.ask(Role::Reviewer, "reviewer-7", PATH).await.is_problem(403, "forbidden");
+    let refused = eventually("the reviewer is noted", async || {
+        Some(scene.noted("who=reviewer-7").await).filter(|rows| !rows.is_empty())
+    })
+    .await;
+    assert_eq!(refused[0]["what"], format!("GET {PATH}"));
+    let all = scene.noted("outcome=refused&limit=500").await;
+    let brewed = all.iter().filter(|row| row["what"].as_str().unwrap().ends_with(" /v1/meetings"));
+    let brewed = brewed.map(|row| row["what"].as_str().unwrap()).collect::<Vec<_>>();
+    assert!(brewed.contains(&"any /v1/meetings"), "{brewed:?}");
+    assert!(!brewed.iter().any(|what| what.starts_with("BREW")), "{brewed:?}");
+    let metrics = scene.get("/metrics").await;
+    assert!(!metrics.body.contains("BREW"), "{}", metrics.body);
+}
+
+#[tokio::test]
+async fn who_logs_in_with_a_token_that_is_none_is_noted() {
+    let scene = Scene::start().await;
+    let login = reqwest::Client::new().post(scene.server.at("/login"));
+    let answer = send(form(login, "token=forged&back=/meetings")).await;
+    assert_eq!(answer.status, 401, "{answer:?}");
+    let refused = eventually("it is noted", async || {
+        Some(scene.noted("outcome=refused").await).filter(|rows| !rows.is_empty())
+    })
+    .await;
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    let told = ["who", "what", "code"].map(|field| refused[0][field].clone());
+    assert_eq!(told, [Value::Null, json!("POST /login"), json!("invalid_token")]);
+}
+
+#[tokio::test]
+async fn events_with_what_is_personal_in_them_are_noted_before_they_are_printed() {
+    let scene = Scene::start().await;
+    scene.command("/v1/profiles", json!({"display_name": "Ada"})).await;
+    let plain = run_on(&scene.database, &["events"]).await;
+    assert!(plain.code == Some(0) && !plain.stdout.contains("Ada"), "{}", plain.stdout);
+    assert_eq!(scene.noted("what=export_events").await, Vec::<Value>::new());
+    let ran = run_on(&scene.database, &["events", "--json"]).await;
+    assert!(ran.code == Some(0) && ran.stdout.contains("Ada"), "{}", ran.stderr);
+    let rows = scene.noted("what=export_events").await;
+    assert_eq!((rows.len(), &rows[0]["role"]), (1, &json!("operator")), "{rows:?}");
+}
+
+#[tokio::test]
 async fn what_was_noted_is_neither_changed_nor_removed_before_its_time() {
     let scene = Scene::start_with(&["--sweep-interval", "0.2", "--access-kept-days", "30"]).await;
     let insert = "INSERT INTO ops.access_log (at, what, outcome) VALUES (now() - $1 * interval '1 day', $2, 'allowed')";
@@ -148,6 +211,12 @@ async fn one_caller_too_fast_is_told_when_to_come_back_and_keeps_nobody_else_wai
     refused.is_problem(429, "rate_limited");
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(scene.ask(Role::Pipeline, "patient", "/v1/meetings").await.status, 200);
+    // How much one asks comes before what one may: the latter asks the database.
+    let mut answers = vec![];
+    for _ in 0..20 {
+        answers.push(scene.ask(Role::Pipeline, "hasty", PATH).await.status);
+    }
+    assert!(answers.contains(&429), "{answers:?}");
     scene.get("/healthz").await.expect(200);
     let metrics =
         send(scene.request(&Method::GET, "/metrics").header("authorization", tokens::usual())).await;
