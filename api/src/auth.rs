@@ -134,7 +134,7 @@ impl Auth {
         // Whoever names keys of others means those, and the local one only if it is named too.
         let local = match (&jwks, config.issuer.named_key()) {
             (Some(_), None) => None,
-            (None, _) | (_, Some(_)) => Some(SigningKey::open_or_make(&config.issuer.key_path(data_dir)?)?),
+            (None, _) | (_, Some(_)) => Some(config.issuer.key(data_dir)?),
         };
         let local_keys = local.iter().map(SigningKey::verifying_key).collect::<Vec<_>>();
         let auth = Self(Arc::new(Inner {

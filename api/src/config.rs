@@ -14,6 +14,7 @@ use event_store::sealing::MasterSource;
 use projections::feed::stream::{StorageType, StreamConfig};
 use serde::Deserialize;
 
+use crate::auth::keys::{SigningKey, check_private};
 use crate::embedded;
 use crate::file_rules::FileRules;
 
@@ -71,16 +72,19 @@ impl DatabaseConfig {
         data_dir(self.data_dir.as_deref())
     }
 
-    /// Returns where the master key is.
+    /// Returns where the master key is; fails if it is where others may read it.
     pub fn master(&self) -> anyhow::Result<MasterSource> {
         // A variable that is set to nothing is not set.
         if let Some(key) = self.master_key.as_ref().filter(|key| !key.trim().is_empty()) {
             return Ok(MasterSource::Text(key.clone()));
         }
         if let Some(path) = named(self.master_key_file.as_deref()) {
+            check_private(path, true)?;
             return Ok(MasterSource::File(path.to_owned()));
         }
-        Ok(MasterSource::File(self.data_dir()?.join("keys/master.key")))
+        let path = self.data_dir()?.join("keys/master.key");
+        check_private(&path, false)?;
+        Ok(MasterSource::File(path))
     }
 }
 
@@ -210,11 +214,18 @@ impl IssuerConfig {
     }
 
     /// Returns where the key is.
-    pub fn key_path(&self, dir: Option<&Path>) -> anyhow::Result<PathBuf> {
+    fn key_path(&self, dir: Option<&Path>) -> anyhow::Result<PathBuf> {
         match self.named_key() {
             Some(path) => Ok(path.to_owned()),
             None => Ok(data_dir(dir)?.join("keys/signing.key")),
         }
+    }
+
+    /// Opens the key, which is made if it is missing; fails if others may read it.
+    pub fn key(&self, data_dir: Option<&Path>) -> anyhow::Result<SigningKey> {
+        let path = self.key_path(data_dir)?;
+        check_private(&path, self.named_key().is_some())?;
+        SigningKey::open_or_make(&path)
     }
 }
 

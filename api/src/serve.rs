@@ -21,6 +21,7 @@ use crate::book::Book;
 use crate::cli::Done;
 use crate::config::{DatabaseConfig, Part, ServeConfig};
 use crate::connections::{self, Bounds};
+use crate::file_rules::S3Prefix;
 use crate::matching::Matching;
 use crate::{retention, telemetry, terminal};
 
@@ -46,6 +47,13 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
             %address,
             "others can reach this address, and what they send is not encrypted: put TLS in front, and say so with \
              --tls-in-front"
+        );
+    }
+    if !config.listen.ip().is_loopback() && config.files.s3_prefix == S3Prefix::default() {
+        warn!(
+            %address,
+            "others can reach this address, and an artifact may name any key of the object store: hold each meeting's \
+             to its own, as with --s3-prefix 'meetings/{{meeting}}/'"
         );
     }
     let book = tokio::select! {

@@ -51,7 +51,7 @@ struct Made<'a> {
 /// Prints a token.
 pub fn run(database: &DatabaseConfig, args: TokenArgs) -> anyhow::Result<Done> {
     let TokenArgs { role, subject, kind, owner, expires, issuer } = args;
-    let key = SigningKey::open_or_make(&issuer.key_path(database.data_dir.as_deref())?)?;
+    let key = issuer.key(database.data_dir.as_deref())?;
     let claims = Claims { sub: subject, role, kind, owner, exp: (now() + expires.as_secs()) as f64 };
     terminal::print(make(&key, claims, &issuer)?)?;
     Ok(Done::Whole)

@@ -5,6 +5,7 @@ mod issuer;
 mod owners;
 
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 
 use api::auth::Role;
 use api::auth::access::{TABLE, Who};
@@ -302,9 +303,7 @@ async fn the_command_line_makes_tokens_with_a_key_that_only_its_owner_reads() {
     assert_eq!(first.code, Some(0), "{}", first.stderr);
     let path = data_dir.join("keys/signing.key");
     assert!(first.stderr.contains(&path.display().to_string()) && first.stderr.contains("back it up"));
-    let mode = |path: &std::path::Path| {
-        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions()) & 0o777
-    };
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
     let said = |token: &str| {
         let claims = URL_SAFE_NO_PAD.decode(token.trim().split('.').nth(1).unwrap()).unwrap();
@@ -335,6 +334,17 @@ async fn the_command_line_makes_tokens_with_a_key_that_only_its_owner_reads() {
         let ran = token(arguments).await;
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(code), ""), "{arguments:?}: {}", ran.stderr);
     }
+
+    // The key of others to read is no secret; a container's secret has the mode that it was given.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let open = token(&["--role", "admin"]).await;
+    assert_eq!((open.code, open.stdout.as_str()), (Some(1), ""), "{}", open.stderr);
+    assert!(open.stderr.contains(&format!("chmod 600 {}", path.display())), "{}", open.stderr);
+    let mut named = minutebook(&["token", "--role", "admin"]);
+    let named = run(named.env("MINUTEBOOK_SIGNING_KEY_FILE", &path)).await;
+    assert_eq!((named.code, named.stdout.lines().count()), (Some(0), 1), "{}", named.stderr);
+    assert!(named.stderr.contains("may read this key"), "{}", named.stderr);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
 
     // A server that knows this key takes them; another one does not.
     let scene = Scene::start().await;

@@ -505,3 +505,40 @@ async fn migrating_at_once_and_again_changes_nothing() {
     assert_eq!(book.bus.profile(Uuid::from_u128(1).into(), create, &context).await.unwrap().position, 1);
     book.close().await;
 }
+
+#[tokio::test]
+async fn a_master_key_that_others_may_read_is_refused_where_minutebook_keeps_it() {
+    let database = TestDatabase::create().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys/master.key");
+    // As a log that is new.
+    database.pool().await.execute("DELETE FROM keys.master").await.unwrap();
+    let status = async |given: bool| {
+        let mut command = minutebook(&["keys", "status"]);
+        command.env("DATABASE_URL", &database.url).env("MINUTEBOOK_DATA_DIR", directory.path());
+        if given {
+            command.env(tests::MASTER_KEY_FILE, &path);
+        } else {
+            command.env_remove(tests::MASTER_KEY_FILE);
+        }
+        run(&mut command).await
+    };
+    done(&status(false).await);
+    let set_mode = |mode| {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&path, permissions).unwrap();
+    };
+    set_mode(0o644);
+    let refused = status(false).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains(&format!("chmod 600 {}", path.display())), "{}", refused.stderr);
+    // A container's secret has the mode that it was given.
+    let told = status(true).await;
+    assert!(
+        done(&told).contains("master key") && told.stderr.contains("may read this key"),
+        "{}",
+        told.stderr
+    );
+    set_mode(0o600);
+    done(&status(false).await);
+}

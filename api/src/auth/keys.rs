@@ -17,7 +17,7 @@ use nix::unistd::Uid;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use serde::{Deserialize, Serialize};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::token::Refusal;
 use crate::terminal;
@@ -279,6 +279,22 @@ impl SigningKey {
         let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         Ok(encode(&header, claims, &self.key)?)
     }
+}
+
+/// Refuses a key's file that others than its owner may read. One that somebody named may be a secret that a container
+/// is given, with a mode that nobody chose: of that it is only said.
+pub fn check_private(path: &Path, named: bool) -> anyhow::Result<()> {
+    // Of a file that is not there, whoever reads it tells.
+    let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let path = path.display();
+    if named {
+        warn!(%path, mode = format!("{mode:03o}"), "others than its owner may read this key: chmod 600, if you can");
+        return Ok(());
+    }
+    bail!("others than its owner may read the key in {path} (its mode is {mode:03o}): chmod 600 {path}")
 }
 
 fn pem(seed: &[u8; 32]) -> String {

@@ -11,11 +11,11 @@ use tokio::time::timeout;
 use super::PATIENCE;
 
 #[tokio::test]
-async fn serve_warns_where_others_can_reach_it_without_tls_unless_told_that_tls_is_in_front() {
-    for (arguments, warned) in [
-        (&["--listen", "0.0.0.0:0"][..], true),
-        (&["--listen", "0.0.0.0:0", "--tls-in-front"], false),
-        (&["--listen", "127.0.0.1:0"], false),
+async fn serve_warns_where_others_can_reach_it_without_tls_and_where_files_have_no_rule() {
+    for (arguments, warned, any_key) in [
+        (&["--listen", "0.0.0.0:0"][..], true, true),
+        (&["--listen", "0.0.0.0:0", "--tls-in-front", "--s3-prefix", "meetings/{meeting}/"], false, false),
+        (&["--listen", "127.0.0.1:0"], false, false),
     ] {
         let database = TestDatabase::create().await;
         let mut serving = Command::new(tests::minutebook());
@@ -40,6 +40,7 @@ async fn serve_warns_where_others_can_reach_it_without_tls_unless_told_that_tls_
         };
         timeout(PATIENCE, ready).await.unwrap();
         assert_eq!(said.contains("not encrypted"), warned, "{arguments:?}: {said}");
+        assert_eq!(said.contains("--s3-prefix 'meetings/{meeting}/'"), any_key, "{arguments:?}: {said}");
     }
 }
 
