@@ -1,6 +1,7 @@
 //! `keys`: the keys that personal data is sealed with.
 
 use clap::Subcommand;
+use event_store::sealing::Rotated;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::book::Book;
@@ -53,12 +54,24 @@ pub async fn run(book: &Book, what: &Keys) -> anyhow::Result<Done> {
                     status.under_another
                 ))?;
             }
+            if status.elsewhere > 0 {
+                terminal::print(format_args!(
+                    "damaged     {} keys are wrapped by no master key that is here: what they seal cannot be read",
+                    status.elsewhere
+                ))?;
+            }
         }
         Keys::Rotate => {
             let bar = ProgressBar::new_spinner().with_style(counting_style()).with_message("wrapping keys");
             let rotated = keyring.rotate(|wrapped| bar.set_position(wrapped)).await;
             bar.finish_and_clear();
-            let wrapped = rotated?;
+            let Rotated { wrapped, damaged } = rotated?;
+            if damaged > 0 {
+                terminal::note(format_args!(
+                    "warning: {damaged} keys open under no master key that is here, and stay as they are: they are \
+                     damaged, or a master key is missing; what they seal cannot be read"
+                ));
+            }
             let status = keyring.status().await?;
             terminal::print(format_args!(
                 "{wrapped} keys are wrapped by master key {}; back it up ({}): what it wraps cannot be read without it",

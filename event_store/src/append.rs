@@ -296,6 +296,8 @@ async fn look_up(keyring: &Keyring, sealed: &SealedAppend) -> Result<(), AppendE
         | KeyError::AnotherMaster { .. }
         | KeyError::NothingToRotateTo
         | KeyError::Damaged { .. }
+        | KeyError::Rotating
+        | KeyError::DamagedSecret
         | KeyError::UnknownKind { .. } => AppendError::Unsealed(error.to_string()),
     })
 }

@@ -15,6 +15,8 @@ pub const PUBLISHER: i64 = 7_165_932_018_841_088_004;
 pub const REBUILD: i64 = 7_165_932_018_841_088_005;
 /// Whoever carries out erasures: for one pass over those that are under way.
 pub const ERASURES: i64 = 7_165_932_018_841_088_006;
+/// Whoever rotates the master key: for as long as its connection lasts.
+pub const ROTATION: i64 = 7_165_932_018_841_088_007;
 /// Whoever creates the table of an idempotent receiver, in the subscriber's own database: to the end of its
 /// transaction.
 pub const RECEIVER: i64 = 7_165_932_018_841_088_101;

@@ -32,7 +32,7 @@ pub use self::master::{MasterError, MasterSource};
 use self::master::{Masters, wrapped_by};
 pub use self::open::Needs;
 pub(crate) use self::open::may_be_sealed;
-pub use self::rotate::KeyStatus;
+pub use self::rotate::{KeyStatus, Rotated};
 pub(crate) use self::seal::{SealError, Sealed, Use};
 pub use self::stored::check_master;
 use self::stored::{Chosen, choose, chosen, rows_of};
@@ -93,6 +93,14 @@ pub enum KeyError {
         "MINUTEBOOK_MASTER_KEY names no other key to rotate to: put the new one before the present one, with a comma"
     )]
     NothingToRotateTo,
+    /// Another process rotates.
+    #[error(
+        "another process puts another master key in place at this moment: let it end, and look at `keys status`"
+    )]
+    Rotating,
+    /// The log's secret is damaged.
+    #[error("the log's secret (keys.master) does not open under its master key: it is damaged")]
+    DamagedSecret,
     /// A subject's key is damaged.
     #[error("the key of a {kind} ({id}) does not open under its master key: it is damaged")]
     Damaged {
@@ -122,6 +130,8 @@ impl From<KeyError> for sqlx::Error {
             | KeyError::WrittenUnsealed
             | KeyError::AnotherMaster { .. }
             | KeyError::NothingToRotateTo
+            | KeyError::Rotating
+            | KeyError::DamagedSecret
             | KeyError::Damaged { .. }
             | KeyError::UnknownKind { .. }) => Self::Decode(Box::new(other)),
         }

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use domain::personal_data::Subject;
-use sqlx::Row;
+use sqlx::{Connection as _, Row};
 use uuid::Uuid;
 
 use super::cipher::wrapping_place;
@@ -27,8 +27,19 @@ pub struct KeyStatus {
     pub living: i64,
     /// Subjects who were forgotten.
     pub destroyed: i64,
-    /// Keys that another master key still wraps: a rotation was interrupted.
+    /// Keys that another master key still wraps which is here: a rotation was interrupted.
     pub under_another: i64,
+    /// Keys that a master key wraps which is not here, or nobody's: they are damaged, or it is missing.
+    pub elsewhere: i64,
+}
+
+/// What a rotation did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rotated {
+    /// Keys that the new master key wraps.
+    pub wrapped: u64,
+    /// Keys that open under none of the master keys that are here. They stay as they are.
+    pub damaged: u64,
 }
 
 impl Keyring {
@@ -38,10 +49,16 @@ impl Keyring {
             "SELECT m.key_id, m.since,
                     (SELECT count(*) FROM keys.subjects WHERE wrapped IS NOT NULL) AS living,
                     (SELECT count(*) FROM keys.subjects WHERE destroyed_at IS NOT NULL) AS destroyed,
-                    (SELECT count(*) FROM keys.subjects
-                      WHERE substr(wrapped, 2, 16) <> uuid_send(m.key_id)) AS under_another
-               FROM keys.master m",
+                    w.under_another, w.elsewhere
+               FROM keys.master m
+              CROSS JOIN LATERAL (
+                    SELECT count(*) FILTER (WHERE known) AS under_another,
+                           count(*) FILTER (WHERE NOT known) AS elsewhere
+                      FROM (SELECT substr(s.wrapped, 2, 16) IN (SELECT uuid_send(id) FROM unnest($1::uuid[]) AS k (id)) AS known
+                              FROM keys.subjects s
+                             WHERE substr(s.wrapped, 2, 16) <> uuid_send(m.key_id)) others) w",
         )
+        .bind(self.0.masters.known().keys().copied().collect::<Vec<_>>())
         .fetch_one(&self.0.pool)
         .await?;
         Ok(KeyStatus {
@@ -52,17 +69,29 @@ impl Keyring {
             living: row.try_get("living")?,
             destroyed: row.try_get("destroyed")?,
             under_another: row.try_get("under_another")?,
+            elsewhere: row.try_get("elsewhere")?,
         })
     }
 
     /// Puts another master key in the place of the present one: wraps every subject's key anew, batch by batch,
-    /// while others read and append. No event is touched. Interrupted, it is to be called again, and goes on.
-    /// Returns how many keys were wrapped.
-    pub async fn rotate(&self, progress: impl Fn(u64)) -> Result<u64, KeyError> {
+    /// while others read and append. No event is touched. Interrupted, it is to be called again, and goes on. A key
+    /// that does not open is passed over, and counted.
+    pub async fn rotate(&self, progress: impl Fn(u64)) -> Result<Rotated, KeyError> {
+        // Of two at once the second would take the first one's new key out of the file.
+        let mut turn = self.0.pool.acquire().await?.detach();
+        let alone = sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_lock($1)").bind(locks::ROTATION);
+        if !alone.fetch_one(&mut turn).await? {
+            return Err(KeyError::Rotating);
+        }
+        let rotated = self.rotate_alone(progress).await;
+        // With its connection the lock goes.
+        let _ = turn.close().await;
+        rotated
+    }
+
+    async fn rotate_alone(&self, progress: impl Fn(u64)) -> Result<Rotated, KeyError> {
         let masters = &self.0.masters;
-        let Some(Chosen { id: current, .. }) = chosen(&self.0.pool).await? else {
-            return Err(KeyError::WrittenUnsealed);
-        };
+        let Chosen { id: current, .. } = chosen(&self.0.pool).await?.ok_or(KeyError::WrittenUnsealed)?;
         // What another master key still wraps is left from a rotation that was interrupted.
         let new = if self.status().await?.under_another > 0 {
             masters.get(current)
@@ -88,38 +117,55 @@ impl Keyring {
             .await?;
         transaction.commit().await?;
         *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = new.id;
-        let mut wrapped = 0;
-        loop {
-            let count = self.wrap_some(&new).await?;
-            if count == 0 {
-                break;
-            }
-            wrapped += count;
-            progress(wrapped);
+        let mut rotated = Rotated::default();
+        let mut after = (String::new(), Uuid::nil());
+        while let Some(last) = self.wrap_some(&new, &after, &mut rotated).await? {
+            after = last;
+            progress(rotated.wrapped);
+        }
+        // Whoever lost its lock with its connection must not take out what another has put in since.
+        if chosen(&self.0.pool).await?.is_none_or(|chosen| chosen.id != new.id) {
+            return Err(KeyError::Rotating);
         }
         masters.leave_only(&new)?;
-        Ok(wrapped)
+        Ok(rotated)
     }
 
-    /// Wraps some of the keys anew that another master key wraps; returns how many.
-    async fn wrap_some(&self, new: &Master) -> Result<u64, KeyError> {
+    /// Wraps some of the keys anew that another master key wraps, in order, after one; returns the last.
+    async fn wrap_some(
+        &self,
+        new: &Master,
+        (kind, id): &(String, Uuid),
+        rotated: &mut Rotated,
+    ) -> Result<Option<(String, Uuid)>, KeyError> {
         let mut transaction = self.0.pool.begin().await?;
         // Against a destruction at the same moment: what is locked here is destroyed afterwards.
         let rows = sqlx::query(
             "SELECT kind, id, life, wrapped FROM keys.subjects
-              WHERE wrapped IS NOT NULL AND substr(wrapped, 2, 16) <> uuid_send($1) LIMIT 5000 FOR UPDATE",
+              WHERE wrapped IS NOT NULL AND substr(wrapped, 2, 16) <> uuid_send($1) AND (kind, id) > ($2, $3)
+              ORDER BY kind, id LIMIT 5000 FOR UPDATE",
         )
         .bind(new.id)
+        .bind(kind)
+        .bind(id)
         .fetch_all(&mut *transaction)
         .await?;
-        let (mut kinds, mut ids, mut again) = (vec![], vec![], vec![]);
+        let (mut kinds, mut ids, mut again, mut last) = (vec![], vec![], vec![], None);
         for row in &rows {
             let (kind, id): (String, Uuid) = (row.try_get(0)?, row.try_get(1)?);
             let Some(subject) = Subject::from_kind(&kind, id) else {
                 return Err(KeyError::UnknownKind { kind, id });
             };
             let (life, wrapped): (i32, Vec<u8>) = (row.try_get(2)?, row.try_get(3)?);
-            again.push(new.wrap(&wrapping_place(subject, life), &self.unwrap(subject, life, &wrapped)?));
+            last = Some((kind.clone(), id));
+            match self.unwrap(subject, life, &wrapped) {
+                Ok(key) => again.push(new.wrap(&wrapping_place(subject, life), &key)),
+                Err(KeyError::Damaged { .. } | KeyError::AnotherMaster { .. }) => {
+                    rotated.damaged += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             kinds.push(kind);
             ids.push(id);
         }
@@ -134,6 +180,7 @@ impl Keyring {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(updated.rows_affected())
+        rotated.wrapped += updated.rows_affected();
+        Ok(last)
     }
 }
