@@ -7,11 +7,13 @@ CREATE SCHEMA keys;
 -- Promise: which master key wraps the subjects' keys. Of the key itself there is only its id, and a value by which
 -- another key is found out before anything is unwrapped with it. `destructions` counts up whenever a subject is
 -- forgotten: a process that sees another number than before drops what it remembers. Only that, and a rotation,
--- write this row.
+-- write this row. `secret` is 32 random bytes, wrapped as the subjects' keys are: what is made with it, such as a
+-- session, nobody makes who has the database alone.
 CREATE TABLE keys.master (
     only_row     boolean     PRIMARY KEY DEFAULT true CONSTRAINT master_has_one_row CHECK (only_row),
     key_id       uuid        NOT NULL,
     check_value  bytea       NOT NULL,
+    secret       bytea       NOT NULL,
     since        timestamptz NOT NULL DEFAULT now(),
     destructions bigint      NOT NULL DEFAULT 0
 );

@@ -21,6 +21,9 @@ CREATE TABLE keys.erasures (
 CREATE INDEX erasures_subject ON keys.erasures (subject, number);
 CREATE INDEX erasures_under_way ON keys.erasures (number) WHERE completed_at IS NULL;
 
+-- What a command was about: looked up when that is erased.
+CREATE INDEX commands_aggregate ON log.commands (aggregate_id);
+
 -- An event that erases destroys the key of what it erases, in its own transaction and so under the append lock:
 -- from the next append on, nothing is sealed for it and nobody is linked to it. (A meeting registered again is
 -- sealed with the key of its next life.)
@@ -47,6 +50,13 @@ BEGIN
     VALUES (NEW.aggregate_type, subject_id, NULL, NEW.recorded_at)
     ON CONFLICT ON CONSTRAINT subjects_pkey DO UPDATE
        SET wrapped = NULL, destroyed_at = coalesce(subjects.destroyed_at, excluded.destroyed_at);
+    -- What was asked of it, a name perhaps, cannot be tried out any more, whoever has every secret: only the command
+    -- that erases may still be repeated. (They are as long as before, and as random.)
+    UPDATE log.commands c
+       SET request_hmac = sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+                                                              || uuid_send(gen_random_uuid()))
+     WHERE c.aggregate_id = NEW.aggregate_id
+       AND c.command_id::text IS DISTINCT FROM NEW.metadata ->> 'command_id';
     -- Every process drops what it remembers.
     UPDATE keys.master SET destructions = destructions + 1;
     INSERT INTO keys.erasures (kind, subject, position, erased_at, actor, actor_kind, reason, keys)

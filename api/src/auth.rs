@@ -58,6 +58,8 @@ pub struct Caller {
     pub owner: Option<OwnerId>,
     /// From when on the caller is nobody any more, in seconds since 1970.
     pub expires_at: u64,
+    /// The thumbprint of the key that the token was signed by.
+    pub key: String,
 }
 
 impl Caller {
@@ -197,6 +199,11 @@ impl Auth {
         let mut remembered = self.0.verified.lock().unwrap_or_else(PoisonError::into_inner);
         remembered.put(hash, Verified { caller: Arc::clone(&caller), generation });
         Ok(caller)
+    }
+
+    /// Says whether tokens are still taken that are signed by the key of the caller's.
+    pub fn accepts(&self, caller: &Caller) -> bool {
+        self.keys().accepts(&caller.key)
     }
 
     /// Returns the caller of a token that was verified by the same keys, and has not expired since.

@@ -57,7 +57,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Command<T> {
         let bytes = if bytes.is_empty() { b"{}" } else { json.map(|()| &bytes[..])? };
         let body = parse_body(bytes)?;
         if let Some(command_id) = key {
-            let secret = &state.book.store.identity().secret;
+            let secret = state.book.store.keyring().secret();
             let request_hmac = secret.hmac(&[b"request", canonical(bytes)?.as_bytes()]).to_vec();
             context.key = Some(IdempotencyKey { command_id, request_hmac });
         }
@@ -83,7 +83,7 @@ fn command_id(state: &AppState, context: &Context, method: &str, path: &str, key
 pub fn form_key(state: &AppState, context: &Context, path: &str, key: Uuid, said: &[&str]) -> IdempotencyKey {
     let command_id = command_id(state, context, "POST", path, &key.to_string());
     let parts = [&b"form"[..]].into_iter().chain(said.iter().map(|text| text.as_bytes()));
-    let request_hmac = state.book.store.identity().secret.hmac(&parts.collect::<Vec<_>>()).to_vec();
+    let request_hmac = state.book.store.keyring().secret().hmac(&parts.collect::<Vec<_>>()).to_vec();
     IdempotencyKey { command_id, request_hmac }
 }
 

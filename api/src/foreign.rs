@@ -119,6 +119,7 @@ fn sessions() -> Reader {
         role: Role::Member,
         owner: Some(Uuid::from_u128(7).into()),
         expires_at: token::now() + 3600,
+        key: String::new(),
     };
     let cookie = session::begin(&caller, &secret, false);
     let seed = cookie.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().to_vec();

@@ -137,14 +137,16 @@ impl Import<'_> {
     /// Enters one person; returns how many events that took.
     async fn line(&mut self, line: &[u8]) -> anyhow::Result<usize> {
         let Line { id, name, samples } = parse_line(line)?;
-        let secret = &self.book.store.identity().secret;
-        let id = id.unwrap_or_else(|| secret.uuid(&[b"profile", name.as_str().as_bytes()]).into());
+        let store = &self.book.store;
+        // By the sealed secret: whoever has the database alone cannot find out who is in it by trying names.
+        let derived = || store.keyring().secret().uuid(&[b"profile", name.as_str().as_bytes()]).into();
+        let id = id.unwrap_or_else(derived);
         if !self.seen.insert(id) {
             bail!("an earlier line is of the same person; people of one name are told apart by id");
         }
         let voices = samples.into_iter().map(|Sample { model, vector, source }| {
             let voice = self.models.voice(model, &vector)?;
-            Ok((SampleId::derive(secret, id, &voice), voice, source))
+            Ok((SampleId::derive(&store.identity().secret, id, &voice), voice, source))
         });
         // All of them are good before the first one is enrolled.
         let voices = voices.collect::<Result<Vec<_>, VoiceError>>()?;

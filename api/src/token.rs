@@ -63,7 +63,7 @@ pub fn run(database: &DatabaseConfig, args: TokenArgs) -> anyhow::Result<Done> {
 ///
 /// If the claims stand for nobody.
 pub fn make(key: &SigningKey, claims: Claims, issuer: &IssuerConfig) -> anyhow::Result<String> {
-    claims.clone().caller().map_err(|refusal| anyhow!("{refusal}"))?;
+    claims.clone().caller("").map_err(|refusal| anyhow!("{refusal}"))?;
     let now = now();
     let IssuerConfig { issuer, audience, .. } = issuer;
     key.sign(&Made { claims, iss: issuer, aud: audience, iat: now, nbf: now, jti: Uuid::now_v7() })

@@ -22,6 +22,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use domain::ids::LogSecret;
 use domain::personal_data::Subject;
 use lru::LruCache;
 use sqlx::{PgConnection, PgPool};
@@ -48,6 +49,7 @@ pub struct Keyring(Arc<Inner>);
 struct Inner {
     pool: PgPool,
     log_id: Uuid,
+    secret: LogSecret,
     masters: Masters,
     /// Which master key wraps new keys, as the log said last.
     current: Mutex<Uuid>,
@@ -147,16 +149,23 @@ impl Keyring {
             choose(&pool, &masters, log_id).await?;
         }
         let chosen = chosen(&pool).await?.ok_or(KeyError::WrittenUnsealed)?;
-        masters.check(&chosen, log_id)?;
+        let secret = LogSecret::new(masters.check(&chosen, log_id)?);
         let Chosen { id, destructions, .. } = chosen;
         Ok(Self(Arc::new(Inner {
             pool,
             log_id,
+            secret,
             masters,
             current: Mutex::new(id),
             remembered: Mutex::new(LruCache::new(REMEMBERED)),
             destructions: AtomicI64::new(destructions),
         })))
+    }
+
+    /// Returns the secret of the log that lies wrapped by its master key: for what whoever has the database alone
+    /// must neither make nor find out. (That of [`crate::Identity`] is in clear there.)
+    pub fn secret(&self) -> &LogSecret {
+        &self.0.secret
     }
 
     /// Returns how many destructions the log had when it was asked last: another number than before means that

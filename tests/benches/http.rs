@@ -56,6 +56,7 @@ async fn main() {
         role: Role::Pipeline,
         owner: None,
         expires_at: u64::MAX,
+        key: String::new(),
     };
     let open = serve(unguarded(state.clone(), caller)).await;
     let server = serve(app(state)).await;

@@ -494,6 +494,14 @@ async fn what_is_kept_of_a_request_is_an_hmac() {
     for private in ["Sandoz", "a-key-of-its-own"] {
         assert!(!row.to_string().contains(private), "{row}");
     }
+    // Nor can it be found out by trying names with what else is in the database.
+    let pool = database.pool().await;
+    let kept: Vec<u8> =
+        sqlx::query_scalar("SELECT request_hmac FROM log.commands").fetch_one(&pool).await.unwrap();
+    let secret = event_store::log::identity(&pool).await.unwrap().secret;
+    assert_ne!(kept, secret.hmac(&[b"request", br#"{"display_name":"Mira Sandoz"}"#]));
+    let sealed = tests::keyring(&pool).await;
+    assert_eq!(kept, sealed.secret().hmac(&[b"request", br#"{"display_name":"Mira Sandoz"}"#]));
     assert!(server.stop().await.success());
 }
 

@@ -333,3 +333,40 @@ async fn an_event_that_cannot_be_read_keeps_nobody_from_being_forgotten() {
     caught_up_and_equal(&pool).await;
     book.close().await;
 }
+
+#[tokio::test]
+async fn what_was_asked_of_whoever_is_forgotten_cannot_be_tried_out_and_the_erasure_can_be_repeated() {
+    let people = People::known().await;
+    let (server, pool) = (&people.server, &people.pool);
+    let ask = async |method: Method, path: &str, key: &str, body: Value| {
+        let request = server.client.request(method, server.at(path)).header("idempotency-key", key);
+        answer(request.json(&body)).await
+    };
+    let rename = format!("/v1/profiles/{}/rename", people.ottilie);
+    let others = format!("/v1/profiles/{}/rename", people.bo);
+    // One has an effect, and one has none.
+    for (key, path, name) in [("a", &rename, "Ottilie"), ("b", &rename, "Ottilie"), ("c", &others, "Boris")] {
+        let (status, told) = ask(Method::POST, path, key, json!({"display_name": name})).await;
+        assert_eq!(status, 200, "{told}");
+    }
+    let kept = async || {
+        let rows = "SELECT aggregate_id, request_hmac FROM log.commands ORDER BY accepted_at, command_id";
+        sqlx::query_as::<_, (String, Vec<u8>)>(rows).fetch_all(pool).await.unwrap()
+    };
+    let before = kept().await;
+    let profile = format!("/v1/profiles/{}", people.ottilie);
+    let erase = async || ask(Method::DELETE, &profile, "d", json!({})).await;
+    let (status, receipt) = erase().await;
+    assert!(matches!(status, 200 | 202), "{receipt}");
+    let after = kept().await;
+    assert_eq!(after.len(), before.len() + 1);
+    for (before, after) in before.iter().zip(&after) {
+        let hers = before.0 == people.ottilie.to_string();
+        assert_eq!(before.1 != after.1, hers, "{}", before.0);
+        assert_eq!((after.1.len(), &after.0), (32, &before.0));
+    }
+    let (status, again) = erase().await;
+    assert!(matches!(status, 200 | 202), "{again}");
+    assert_eq!(again["position"], receipt["position"]);
+    assert_eq!(kept().await, after, "and it is the same command still");
+}

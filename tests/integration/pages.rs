@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use api::auth::Role;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fantoccini::Locator;
 use fantoccini::key::Key;
 use reqwest::header::HeaderMap;
 use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, Url};
 use serde_json::{Value, json};
-use tests::server::answer;
+use tests::server::{Server, answer};
 
 use crate::browser::{Browser, Screen};
 use crate::http::Scene;
@@ -733,6 +735,12 @@ async fn a_session_is_begun_by_a_valid_token_alone_and_counts_for_pages_alone() 
     let led = page.send().await.unwrap();
     assert_eq!(led.status(), 303);
     assert_eq!(led.headers()["location"], "/login?back=/meetings%3Fstatus%3Dfailed");
+    // Whoever has the database alone makes no session: its own secret is not what seals them.
+    let (said, _) = pair.split_once('=').unwrap().1.split_once('.').unwrap();
+    let bytes = URL_SAFE_NO_PAD.decode(said).unwrap();
+    let secret = event_store::log::identity(&scene.pool).await.unwrap().secret;
+    let forged = URL_SAFE_NO_PAD.encode(secret.hmac(&[b"session", &bytes]));
+    assert_eq!(get("/meetings", &format!("minutebook_session={said}.{forged}")).await, 401);
     let out = client.post(scene.server.at("/logout")).header("cookie", pair).send().await.unwrap();
     assert!(out.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
     assert_eq!(out.headers()["location"], "/login");
@@ -750,4 +758,21 @@ async fn where_tls_is_certain_only_its_own_cookie_counts() {
         let request = browserlike().get(scene.server.at("/meetings")).header("cookie", cookie);
         assert_eq!(request.send().await.unwrap().status(), status, "{cookie}");
     }
+}
+
+#[tokio::test]
+async fn a_session_ends_with_the_key_that_its_token_was_signed_by() {
+    let scene = Scene::start().await;
+    let cookie = session(&scene, Role::Reviewer, REVIEWER).await;
+    let get = async |server: &Server| {
+        let request = browserlike().get(server.at("/meetings")).header("cookie", &cookie);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(get(&scene.server).await, 200);
+    let again = Server::start(&scene.database).await;
+    assert_eq!(get(&again).await, 200, "another process of the same log takes it");
+    let directory = tempfile::tempdir().unwrap();
+    let other = directory.path().join("signing.key");
+    let other = Server::start_with(&scene.database, &["--signing-key-file", other.to_str().unwrap()]).await;
+    assert_eq!(get(&other).await, 401, "one with another key does not");
 }

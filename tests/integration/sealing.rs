@@ -16,8 +16,9 @@ use domain::speaker::{Cluster, Diarization, Segment};
 use domain::voice::Voice;
 use event_store::append::{Append, NewEvent, Outcome};
 use event_store::command_bus::{CommandError, Context};
+use event_store::locks;
 use event_store::log::{self, BatchLimits, Entry};
-use event_store::sealing::Needs;
+use event_store::sealing::{KeyError, Needs, Rotated};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgPool};
@@ -25,7 +26,7 @@ use tests::TestDatabase;
 use tests::clock::now;
 use uuid::Uuid;
 
-use crate::cli::run_on;
+use crate::cli::{minutebook, run, run_on};
 use crate::log::{json_of, whole_log};
 use crate::read_models::{caught_up_and_equal, eventually};
 
@@ -427,6 +428,7 @@ async fn the_master_key_changes_while_others_append_and_read_and_no_event_is_tou
     }
     let old = std::fs::read_to_string(&file).unwrap();
     let before = whole_log(book.pool()).await;
+    let secret = book.store.keyring().secret().hmac(&[b"probe"]);
     let operator = Book::open(&config).await.unwrap();
     let stop = tokio_util::sync::CancellationToken::new();
     let busy = {
@@ -451,7 +453,7 @@ async fn the_master_key_changes_while_others_append_and_read_and_no_event_is_tou
         })
     };
     for _ in 0..3 {
-        assert!(operator.store.keyring().rotate(|_| {}).await.unwrap() >= 50);
+        assert!(operator.store.keyring().rotate(|_| {}).await.unwrap().wrapped >= 50);
     }
     stop.cancel();
     assert!(busy.await.unwrap() > 0);
@@ -467,6 +469,7 @@ async fn the_master_key_changes_while_others_append_and_read_and_no_event_is_tou
     let mut all = whole_log(fresh.pool()).await;
     fresh.store.keyring().open_stored(fresh.pool(), &mut all, Needs::Everything).await.unwrap();
     assert!(all.iter().all(|event| event.payload.contains(NAME)), "every key opens under the new one");
+    assert_eq!(fresh.store.keyring().secret().hmac(&[b"probe"]), secret, "and so does the log's secret");
 
     let outdated = DatabaseConfig { master_key: Some(old.trim().to_owned()), ..config };
     let error = format!("{:#}", Book::open(&outdated).await.err().unwrap());
@@ -484,12 +487,117 @@ async fn a_master_key_from_the_environment_changes_to_the_one_put_before_it() {
     let error = book.store.keyring().rotate(|_| {}).await.unwrap_err().to_string();
     assert!(error.contains("names no other key"), "{error}");
     let both = Book::open(&with(&format!("{new},{old}"))).await.unwrap();
-    assert_eq!(both.store.keyring().rotate(|_| {}).await.unwrap(), 1);
+    assert_eq!(both.store.keyring().rotate(|_| {}).await.unwrap(), Rotated { wrapped: 1, damaged: 0 });
     let book = Book::open(&with(&new)).await.unwrap();
     create(&book, LATER_NAME).await;
     let mut all = whole_log(book.pool()).await;
     book.store.keyring().open_stored(book.pool(), &mut all, Needs::Everything).await.unwrap();
     assert!(all[0].payload.contains(NAME) && all[1].payload.contains(LATER_NAME));
+}
+
+/// Opens a book whose master key is in a file of its own; returns the file as well.
+async fn book_with_a_key_of_its_own(
+    database: &TestDatabase,
+    directory: &std::path::Path,
+) -> (Book, DatabaseConfig, std::path::PathBuf) {
+    database.pool().await.execute("DELETE FROM keys.master").await.unwrap();
+    let file = directory.join("master.key");
+    let config = DatabaseConfig { master_key_file: Some(file.clone()), ..database.config() };
+    (Book::open(&config).await.unwrap(), config, file)
+}
+
+#[tokio::test]
+async fn of_two_rotations_at_once_the_second_is_refused_and_no_master_key_is_lost() {
+    let database = TestDatabase::create().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (book, config, file) = book_with_a_key_of_its_own(&database, directory.path()).await;
+    let other = Book::open(&config).await.unwrap();
+    for _ in 0..20 {
+        create(&book, NAME).await;
+    }
+    let (first, second) =
+        tokio::join!(book.store.keyring().rotate(|_| {}), other.store.keyring().rotate(|_| {}));
+    // One may be done before the other begins.
+    let refused =
+        [&first, &second].into_iter().filter_map(|rotated| rotated.as_ref().err()).collect::<Vec<_>>();
+    assert!(refused.len() < 2, "{refused:?}");
+    assert!(refused.iter().all(|error| matches!(error, KeyError::Rotating)), "{refused:?}");
+
+    // While one is under way for sure.
+    let mut held = sqlx::PgConnection::connect(&database.url).await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(locks::ROTATION).execute(&mut held).await.unwrap();
+    let before = std::fs::read_to_string(&file).unwrap();
+    let mut rotate = minutebook(&["keys", "rotate"]);
+    rotate.env("DATABASE_URL", &database.url).env(tests::MASTER_KEY_FILE, &file);
+    let ran = run(&mut rotate).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.stdout);
+    assert!(ran.stderr.contains("another process puts another master key in place"), "{}", ran.stderr);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+    held.close().await.unwrap();
+    assert_eq!(run(&mut rotate).await.code, Some(0));
+
+    let fresh = Book::open(&config).await.unwrap();
+    let mut all = whole_log(fresh.pool()).await;
+    fresh.store.keyring().open_stored(fresh.pool(), &mut all, Needs::Everything).await.unwrap();
+    assert!(all.len() == 20 && all.iter().all(|event| event.payload.contains(NAME)));
+}
+
+#[tokio::test]
+async fn a_damaged_key_is_passed_over_by_a_rotation_and_told() {
+    let database = TestDatabase::create().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (book, config, file) = book_with_a_key_of_its_own(&database, directory.path()).await;
+    let (first, second) = (create(&book, NAME).await, create(&book, NAME).await);
+    for _ in 0..3 {
+        create(&book, LATER_NAME).await;
+    }
+    // In the key itself, and in what says which master key wraps it.
+    for (profile, byte) in [(first, 40), (second, 5)] {
+        sqlx::query("UPDATE keys.subjects SET wrapped = set_byte(wrapped, $2, get_byte(wrapped, $2) # 1) WHERE id = $1")
+            .bind(profile.as_uuid())
+            .bind(byte)
+            .execute(book.pool())
+            .await
+            .unwrap();
+    }
+    let old = std::fs::read_to_string(&file).unwrap();
+    let mut rotate = minutebook(&["keys", "rotate"]);
+    rotate.env("DATABASE_URL", &database.url).env(tests::MASTER_KEY_FILE, &file);
+    // And the next one is as good.
+    for _ in 0..2 {
+        let ran = run(&mut rotate).await;
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        assert!(ran.stdout.contains("3 keys are wrapped"), "{}", ran.stdout);
+        assert!(ran.stderr.contains("warning: 2 keys open under no master key"), "{}", ran.stderr);
+    }
+    let left = std::fs::read_to_string(&file).unwrap();
+    assert!(left.lines().count() == 1 && left != old, "the old one may go");
+    let fresh = Book::open(&config).await.unwrap();
+    let status = fresh.store.keyring().status().await.unwrap();
+    assert_eq!((status.living, status.under_another, status.elsewhere), (5, 0, 2));
+    let mut opened = 0;
+    for mut event in whole_log(fresh.pool()).await {
+        let events = std::slice::from_mut(&mut event);
+        let opening = fresh.store.keyring().open_stored(fresh.pool(), events, Needs::Everything).await;
+        opened += usize::from(opening.is_ok() && event.payload.contains(LATER_NAME));
+    }
+    assert_eq!(opened, 3);
+}
+
+#[tokio::test]
+async fn a_secret_that_was_changed_is_damage_and_one_of_another_log_is_none() {
+    let database = TestDatabase::create().await;
+    let book = database.open().await;
+    let secret = book.store.keyring().secret();
+    assert_eq!(format!("{secret:?}"), "LogSecret(…)");
+    assert_ne!(secret.hmac(&[b"probe"]), book.store.identity().secret.hmac(&[b"probe"]));
+    let other = TestDatabase::create().await;
+    other.pool().await.execute("DELETE FROM keys.master").await.unwrap();
+    assert_ne!(secret.hmac(&[b"probe"]), other.open().await.store.keyring().secret().hmac(&[b"probe"]));
+    let change = "UPDATE keys.master SET secret = set_byte(secret, 40, get_byte(secret, 40) # 1)";
+    book.pool().execute(change).await.unwrap();
+    let error = format!("{:#}", Book::open(&database.config()).await.err().unwrap());
+    assert!(error.contains("the log's secret (keys.master) does not open"), "{error}");
 }
 
 #[tokio::test]

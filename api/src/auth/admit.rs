@@ -91,8 +91,9 @@ async fn caller_of(state: &AppState, headers: &HeaderMap, path: &str) -> Result<
     if path.starts_with("/v1/") {
         return Err(Refusal::Missing);
     }
-    let secret = &state.book.store.identity().secret;
-    session::of(headers, secret, state.config.auth.tls_in_front).ok_or(Refusal::Missing)
+    let secret = state.book.store.keyring().secret();
+    let session = session::of(headers, secret, state.config.auth.tls_in_front);
+    session.filter(|caller| state.auth.accepts(caller)).ok_or(Refusal::Missing)
 }
 
 /// Whoever opens a page in a browser is shown where to log in.

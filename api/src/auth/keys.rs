@@ -41,6 +41,7 @@ pub struct VerifyingKey {
     jwk: Jwk,
     algorithm: Algorithm,
     key: DecodingKey,
+    thumbprint: String,
 }
 
 impl VerifyingKey {
@@ -66,7 +67,8 @@ impl VerifyingKey {
         };
         let signs = matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature));
         let key = DecodingKey::from_jwk(&jwk).ok()?;
-        (stated && signs).then_some(Self { jwk, algorithm, key })
+        let thumbprint = jwk.thumbprint(ThumbprintHash::SHA256).ok()?;
+        (stated && signs).then_some(Self { jwk, algorithm, key, thumbprint })
     }
 
     /// Returns the key as a set of keys has it.
@@ -77,6 +79,11 @@ impl VerifyingKey {
     /// Returns the one algorithm that it is for.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
+    }
+
+    /// Returns what tells it from every other key, whatever it is called (RFC 7638).
+    pub(super) fn thumbprint(&self) -> &str {
+        &self.thumbprint
     }
 
     pub(super) fn key(&self) -> &DecodingKey {
@@ -108,6 +115,11 @@ impl KeySet {
     /// Says whether the issuer's keys are among them.
     pub(super) fn complete(&self) -> bool {
         self.complete
+    }
+
+    /// Says whether the key with this thumbprint is among them.
+    pub(super) fn accepts(&self, thumbprint: &str) -> bool {
+        self.keys.iter().any(|key| key.thumbprint == thumbprint)
     }
 
     pub(super) fn has_the_keys(&self, keys: &[VerifyingKey]) -> bool {

@@ -1,5 +1,6 @@
-//! A browser's session: what a token said when somebody logged in with it, in a cookie that only this server can
-//! make. It ends with the token, and after eight hours at the latest; and when somebody logs out.
+//! A browser's session: what a token said when somebody logged in with it, in a cookie that nobody makes who does not
+//! have the log's sealed secret, and so the master key. It ends with the token, with the key that the token was signed
+//! by, and after eight hours at the latest; and when somebody logs out.
 
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::ids::LogSecret;
+use serde::{Deserialize, Serialize};
 
 use super::Caller;
 use super::token::{self, Claims};
@@ -18,6 +20,15 @@ const PLAIN: &str = "minutebook_session";
 /// Its name where it may not: a browser takes it over TLS alone, for this host and all of its paths.
 const SECURE: &str = "__Host-minutebook_session";
 
+/// What a session says.
+#[derive(Serialize, Deserialize)]
+struct Session {
+    #[serde(flatten)]
+    claims: Claims,
+    /// The thumbprint of the key that the token was signed by.
+    key: String,
+}
+
 /// Returns the cookie that begins a session.
 pub fn begin(caller: &Caller, secret: &LogSecret, secure: bool) -> HeaderValue {
     let longest = token::now() + LONGEST.as_secs();
@@ -28,9 +39,10 @@ pub fn begin(caller: &Caller, secret: &LogSecret, secure: bool) -> HeaderValue {
         owner: caller.owner.map(|owner| owner.as_uuid()),
         exp: caller.expires_at.min(longest) as f64,
     };
-    let said = serde_json::to_vec(&claims).expect("claims can be written as JSON");
-    let seal = URL_SAFE_NO_PAD.encode(seal(&said, secret));
     let seconds = claims.exp as u64 - token::now().min(claims.exp as u64);
+    let session = Session { claims, key: caller.key.clone() };
+    let said = serde_json::to_vec(&session).expect("a session can be written as JSON");
+    let seal = URL_SAFE_NO_PAD.encode(seal(&said, secret));
     cookie(&format!("{}.{seal}", URL_SAFE_NO_PAD.encode(said)), seconds, secure)
 }
 
@@ -46,7 +58,7 @@ fn cookie(value: &str, seconds: u64, secure: bool) -> HeaderValue {
     HeaderValue::from_str(&cookie).expect("a cookie is printable ASCII")
 }
 
-/// Returns whose session a request is in. Where TLS is certain, the cookie of a neighbouring host is not taken for
+/// Returns whose session a request is in; whether the key of its token still counts is for others to say. Where TLS is certain, the cookie of a neighbouring host is not taken for
 /// ours.
 pub fn of(headers: &HeaderMap, secret: &LogSecret, only_secure: bool) -> Option<Caller> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
@@ -66,7 +78,8 @@ pub fn of(headers: &HeaderMap, secret: &LogSecret, only_secure: bool) -> Option<
     if hash(&given) != hash(&seal(&said, secret)) {
         return None;
     }
-    let mut caller = serde_json::from_slice::<Claims>(&said).ok()?.caller().ok()?;
+    let Session { claims, key } = serde_json::from_slice(&said).ok()?;
+    let mut caller = claims.caller(&key).ok()?;
     // A session has no other clock than ours.
     caller.expires_at -= token::LEEWAY;
     (caller.expires_at > token::now()).then_some(caller)
@@ -86,7 +99,8 @@ mod tests {
 
     fn caller(expires_at: u64) -> Caller {
         let owner = Some(OwnerId::from(Uuid::from_u128(7)));
-        Caller { subject: "m-1".to_owned(), kind: Kind::Person, role: Role::Member, owner, expires_at }
+        let (subject, key) = ("m-1".to_owned(), "thumbprint".to_owned());
+        Caller { subject, kind: Kind::Person, role: Role::Member, owner, expires_at, key }
     }
 
     fn sent(cookie: &HeaderValue) -> HeaderMap {

@@ -102,8 +102,8 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Returns whom the claims stand for.
-    pub fn caller(self) -> Result<Caller, Refusal> {
+    /// Returns whom the claims stand for, signed by the key with this thumbprint.
+    pub fn caller(self, key: &str) -> Result<Caller, Refusal> {
         let Self { sub, role, kind, owner, exp } = self;
         if !is_opaque(&sub, 100) {
             return Err(Refusal::Claims("sub must be an opaque id of 1 to 100 of A-Z a-z 0-9 . _ -"));
@@ -118,7 +118,8 @@ impl Claims {
         let kind = kind.unwrap_or_else(|| role.usual_kind());
         // As a number of whole seconds; what is negative or none is long past.
         let expires_at = (exp.max(0.0) as u64).saturating_add(LEEWAY);
-        Ok(Caller { subject: sub, kind, role, owner: owner.map(OwnerId::from), expires_at })
+        let (owner, key) = (owner.map(OwnerId::from), key.to_owned());
+        Ok(Caller { subject: sub, kind, role, owner, expires_at, key })
     }
 }
 
@@ -206,7 +207,7 @@ impl Rules {
         let validation = self.0.get(&key.algorithm()).ok_or(Refusal::Algorithm)?;
         let decoded =
             decode::<Claims>(token, key.key(), validation).map_err(|error| refusal(error.kind()))?;
-        decoded.claims.caller()
+        decoded.claims.caller(key.thumbprint())
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn begin(
     let back = local(&back);
     match state.auth.verify(token.trim()).await {
         Ok(caller) => {
-            let secret = &state.book.store.identity().secret;
+            let secret = state.book.store.keyring().secret();
             let cookie = session::begin(&caller, secret, secure(&state, &headers));
             Ok(([(header::SET_COOKIE, cookie)], Redirect::to(&back)).into_response())
         }

@@ -4,6 +4,7 @@ use domain::Event;
 use domain::personal_data::Subject;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use uuid::Uuid;
 
 /// The bytes of a key.
 pub(super) const KEY: usize = 32;
@@ -20,6 +21,11 @@ pub(super) fn wrapping_place(subject: Subject, life: i32) -> Vec<u8> {
     place.extend(subject.id().as_bytes());
     place.extend(life.to_be_bytes());
     place
+}
+
+/// What binds the wrapped secret to its log.
+pub(super) fn secret_place(log_id: Uuid) -> Vec<u8> {
+    [b"minutebook secret\0".as_slice(), log_id.as_bytes()].concat()
 }
 
 /// Where in the log a sealed value belongs. A text ends with a zero, which none has in it; the rest is of one

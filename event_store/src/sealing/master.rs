@@ -20,7 +20,7 @@ use ring::hmac;
 use uuid::Uuid;
 
 use super::KeyError;
-use super::cipher::{KEY, key, random_bytes, seal_in_place};
+use super::cipher::{KEY, key, random_bytes, seal_in_place, secret_place};
 use super::stored::Chosen;
 
 /// Where the master keys come from.
@@ -169,10 +169,12 @@ impl Masters {
         self.get(id).ok_or_else(|| self.lacks(id))
     }
 
-    /// Fails unless the key that was chosen for the log is here.
-    pub(super) fn check(&self, chosen: &Chosen, log_id: Uuid) -> Result<(), KeyError> {
+    /// Returns the log's secret; fails unless the key that was chosen for the log is here.
+    pub(super) fn check(&self, chosen: &Chosen, log_id: Uuid) -> Result<[u8; KEY], KeyError> {
         match self.get(chosen.id) {
-            Some(master) if master.check_value(log_id) == chosen.check_value => Ok(()),
+            Some(master) if master.check_value(log_id) == chosen.check_value => {
+                master.unwrap(&secret_place(log_id), &chosen.secret).ok_or(KeyError::DamagedSecret)
+            }
             Some(_) | None => Err(self.lacks(chosen.id)),
         }
     }

@@ -6,7 +6,7 @@ use domain::personal_data::Subject;
 use sqlx::{Connection as _, Row};
 use uuid::Uuid;
 
-use super::cipher::wrapping_place;
+use super::cipher::{secret_place, wrapping_place};
 use super::master::Master;
 use super::stored::{Chosen, chosen};
 use super::{KeyError, Keyring};
@@ -110,11 +110,16 @@ impl Keyring {
             .bind(locks::APPEND)
             .execute(&mut *transaction)
             .await?;
-        sqlx::query("UPDATE keys.master SET key_id = $1, check_value = $2, since = now() WHERE key_id <> $1")
-            .bind(new.id)
-            .bind(new.check_value(self.0.log_id))
-            .execute(&mut *transaction)
-            .await?;
+        let old = chosen(&mut *transaction).await?.ok_or(KeyError::WrittenUnsealed)?;
+        if old.id != new.id {
+            let (log_id, secret) = (self.0.log_id, masters.check(&old, self.0.log_id)?);
+            sqlx::query("UPDATE keys.master SET key_id = $1, check_value = $2, secret = $3, since = now()")
+                .bind(new.id)
+                .bind(new.check_value(log_id))
+                .bind(new.wrap(&secret_place(log_id), &secret))
+                .execute(&mut *transaction)
+                .await?;
+        }
         transaction.commit().await?;
         *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = new.id;
         let mut rotated = Rotated::default();

@@ -7,6 +7,7 @@ use sqlx::{PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use super::KeyError;
+use super::cipher::{random_bytes, secret_place};
 use super::master::{MasterSource, Masters};
 
 /// Fails if the keys of the log that `executor` leads to are wrapped by none of the master keys of `source`. For
@@ -18,7 +19,7 @@ pub async fn check_master(
 ) -> Result<(), KeyError> {
     let masters = Masters::read(source)?;
     let chosen = chosen(executor).await?.ok_or(KeyError::WrittenUnsealed)?;
-    masters.check(&chosen, log_id)
+    masters.check(&chosen, log_id).map(drop)
 }
 
 /// What the log says of its master key.
@@ -26,15 +27,22 @@ pub(super) struct Chosen {
     pub(super) id: Uuid,
     /// What only this key gives for this log.
     pub(super) check_value: Vec<u8>,
+    /// The log's secret, wrapped by it.
+    pub(super) secret: Vec<u8>,
     /// How many destructions there were.
     pub(super) destructions: i64,
 }
 
 /// Returns which master key was chosen for the log; none for one that is new, or was written unsealed.
 pub(super) async fn chosen(executor: impl PgExecutor<'_>) -> Result<Option<Chosen>, sqlx::Error> {
-    let row = sqlx::query("SELECT key_id, check_value, destructions FROM keys.master");
+    let row = sqlx::query("SELECT key_id, check_value, secret, destructions FROM keys.master");
     let chosen = |row: sqlx::postgres::PgRow| {
-        Ok(Chosen { id: row.try_get(0)?, check_value: row.try_get(1)?, destructions: row.try_get(2)? })
+        Ok(Chosen {
+            id: row.try_get(0)?,
+            check_value: row.try_get(1)?,
+            secret: row.try_get(2)?,
+            destructions: row.try_get(3)?,
+        })
     };
     row.fetch_optional(executor).await?.map(chosen).transpose()
 }
@@ -47,10 +55,12 @@ pub(super) async fn choose(pool: &PgPool, masters: &Masters, log_id: Uuid) -> Re
     }
     let Some(first) = masters.first()? else { return Ok(()) };
     sqlx::query(
-        "INSERT INTO keys.master (key_id, check_value) VALUES ($1, $2) ON CONFLICT (only_row) DO NOTHING",
+        "INSERT INTO keys.master (key_id, check_value, secret) VALUES ($1, $2, $3)
+             ON CONFLICT (only_row) DO NOTHING",
     )
     .bind(first.id)
     .bind(first.check_value(log_id))
+    .bind(first.wrap(&secret_place(log_id), &random_bytes()))
     .execute(pool)
     .await?;
     Ok(())

@@ -174,6 +174,14 @@ async fn people_are_imported_once_and_bad_lines_are_left_out_by_number() {
     );
     let again = run_on(&database, &["profile", "import", file]).await;
     assert_eq!((again.code, again.stdout.trim()), (Some(0), "3 people, 0 events"));
+    // Whoever has the database alone does not find out who is in it by trying names.
+    let ada: Uuid = sqlx::query_scalar("SELECT aggregate_id::uuid FROM log.events WHERE position = 1")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    let parts = [&b"profile"[..], b"Ada"];
+    assert_ne!(ada, event_store::log::identity(&pool).await.unwrap().secret.uuid(&parts));
+    assert_eq!(ada, tests::keyring(&pool).await.secret().uuid(&parts));
 
     // What somebody has removed stays away.
     let enrolled = "SELECT aggregate_id::uuid, (payload #>> '{VoiceEnrolled,sample_id}')::uuid
