@@ -1,5 +1,5 @@
 //! A browser's session: what a token said when somebody logged in with it, in a cookie that only this server can
-//! make. It ends with the token, and after [`LONGEST`] at the latest; and when somebody logs out.
+//! make. It ends with the token, and after eight hours at the latest; and when somebody logs out.
 
 use std::time::Duration;
 
