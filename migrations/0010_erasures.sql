@@ -42,11 +42,14 @@ BEGIN
     END IF;
     SELECT count(*) INTO destroyed FROM keys.subjects s
      WHERE s.kind = NEW.aggregate_type AND s.id = subject_id AND s.wrapped IS NOT NULL;
-    -- A tombstone stands for a key that was never made, too: none is made from now on.
+    -- A tombstone stands for a key that was never made, too: none is made from now on. So does the next one of a
+    -- meeting that was registered anew: it ends a life in which nothing was sealed, and a list of the erased must
+    -- tell it from the one before. It is of the moment of its event: by that it is known whether the log has it.
     INSERT INTO keys.subjects (kind, id, wrapped, destroyed_at)
     VALUES (NEW.aggregate_type, subject_id, NULL, NEW.recorded_at)
     ON CONFLICT ON CONSTRAINT subjects_pkey DO UPDATE
-       SET wrapped = NULL, destroyed_at = coalesce(subjects.destroyed_at, excluded.destroyed_at);
+       SET life = CASE WHEN subjects.wrapped IS NULL THEN subjects.life + 1 ELSE subjects.life END,
+           wrapped = NULL, destroyed_at = excluded.destroyed_at;
     -- Every process drops what it remembers.
     UPDATE keys.master SET destructions = destructions + 1;
     INSERT INTO keys.erasures (kind, subject, position, erased_at, actor, actor_kind, reason, keys)
