@@ -21,7 +21,10 @@ async fn the_feed_goes_on_over_an_erasure_and_names_nobody() {
     people.forget().await;
     let (status, told) = people.erase(&removed, json!({"reason": "uploaded by mistake"})).await;
     assert_eq!(status, 200, "{told}");
-    let again = people.completed(3).await;
+    let registered = people.command("/v1/meetings", json!({"sha256": "ab".repeat(32)})).await;
+    let again = format!("/v1/meetings/{}", registered["id"].as_str().unwrap());
+    people.command(&format!("{again}/start"), json!({"worker": "w"})).await;
+    people.command(&format!("{again}/complete"), json!({})).await;
     let (_, shown) = answer(people.server.client.get(people.server.at("/readyz"))).await;
     let head = shown["log_head"].as_i64().unwrap();
     let meetings = [done, removed, again].map(|path| json!(path.rsplit_once('/').unwrap().1));
