@@ -32,6 +32,8 @@ CREATE TABLE keys.subjects (
     CONSTRAINT subjects_pkey PRIMARY KEY (kind, id),
     CONSTRAINT subjects_have_a_key_or_none CHECK ((wrapped IS NULL) = (destroyed_at IS NOT NULL))
 );
+-- Statistics hold values of a column, and keep them when the row is gone.
+ALTER TABLE keys.subjects ALTER COLUMN wrapped SET STATISTICS 0;
 
 -- Says how what an append brings for a subject stands to what is there: it `fits`, the subject was `forgotten`, or
 -- the append needs another key (`rekey`). An append names a subject without a life if it only must not have been
@@ -56,7 +58,8 @@ DROP FUNCTION log.append(uuid[], bytea[], text[], text[], bigint[], int[], text[
 -- key under another master key than today's, has the outcome `rekey` and is to be sealed again.
 --
 -- Keys of one aggregate's subjects come with that aggregate's appends alone, so that of two processes that make
--- one for the same subject the second meets a conflict.
+-- one for the same subject the second meets a conflict. Whoever may append and no more is held to that, and
+-- erases nobody: it would destroy keys, or plant some that nobody has.
 CREATE FUNCTION log.append(
     command_ids uuid[], request_hmacs bytea[], aggregate_types text[], aggregate_ids text[],
     expected_versions bigint[], event_counts int[], metadata text[],
@@ -80,7 +83,24 @@ DECLARE
     conflicts boolean;
     troubles boolean := false;
     master_id bytea;
+    caller text := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
 BEGIN
+    -- The function has its owner's rights, and the owner's is the service.
+    IF NOT pg_has_role(caller, current_user, 'MEMBER') THEN
+        IF event_types && ARRAY['ProfileErased', 'MeetingErased'] THEN
+            RAISE EXCEPTION '% may not erase anybody', caller USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        IF EXISTS (
+            SELECT FROM unnest(subject_append, subject_kinds, subject_ids, subject_wrapped) AS s (n, kind, id, wrapped)
+             WHERE s.wrapped IS NOT NULL
+               AND (aggregate_types[s.n] IS DISTINCT FROM CASE s.kind WHEN 'speaker' THEN 'meeting' ELSE s.kind END
+                    OR s.kind <> 'speaker' AND aggregate_ids[s.n] IS DISTINCT FROM s.id::text)
+        ) THEN
+            RAISE EXCEPTION '% may not bring keys of what is not appended to', caller
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+    END IF;
+
     -- Held to the end of the transaction, which is this one statement: the next group sees this one whole.
     PERFORM pg_advisory_xact_lock(7165932018841088001);
 

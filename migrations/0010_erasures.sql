@@ -45,11 +45,14 @@ BEGIN
     END IF;
     SELECT count(*) INTO destroyed FROM keys.subjects s
      WHERE s.kind = NEW.aggregate_type AND s.id = subject_id AND s.wrapped IS NOT NULL;
-    -- A tombstone stands for a key that was never made, too: none is made from now on.
+    -- A tombstone stands for a key that was never made, too: none is made from now on. So does the next one of a
+    -- meeting that was registered anew: it ends a life in which nothing was sealed, and a list of the erased must
+    -- tell it from the one before. It is of the moment of its event: by that it is known whether the log has it.
     INSERT INTO keys.subjects (kind, id, wrapped, destroyed_at)
     VALUES (NEW.aggregate_type, subject_id, NULL, NEW.recorded_at)
     ON CONFLICT ON CONSTRAINT subjects_pkey DO UPDATE
-       SET wrapped = NULL, destroyed_at = coalesce(subjects.destroyed_at, excluded.destroyed_at);
+       SET life = CASE WHEN subjects.wrapped IS NULL THEN subjects.life + 1 ELSE subjects.life END,
+           wrapped = NULL, destroyed_at = excluded.destroyed_at;
     -- What was asked of it, a name perhaps, cannot be tried out any more, whoever has every secret: only the command
     -- that erases may still be repeated. (They are as long as before, and as random.)
     UPDATE log.commands c

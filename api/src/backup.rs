@@ -1,4 +1,4 @@
-//! `backup`, `restore` and `epoch` on the command line.
+//! `backup`, `restore`, `epoch` and `erasures` on the command line.
 
 use std::path::PathBuf;
 
@@ -52,6 +52,24 @@ pub enum Epoch {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// What is done with a list of the erased.
+#[derive(Debug, Subcommand)]
+pub enum ErasureList {
+    /// Destroy the keys that a recovery to a point in time, or a promotion, has brought back
+    Apply(ApplyArgs),
+}
+
+/// Which list is applied.
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// The list that `backup --erasures` wrote last
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Writes a backup, or the list of the erased, or both.
@@ -143,6 +161,25 @@ pub async fn build_and_verify(
 pub async fn renew_epoch(config: &DatabaseConfig) -> anyhow::Result<Book> {
     Book::open_after(config, async |options| {
         backup::renew_epoch(options).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Opens the book once the keys of a list are destroyed, and tells how many still were there.
+pub async fn apply_erasures(config: &DatabaseConfig, args: &ApplyArgs) -> anyhow::Result<Book> {
+    // Before the database is touched at all.
+    let erasures = Erasures::read(&args.file)?;
+    Book::open_after(config, async |options| {
+        let destroyed = backup::apply_erasures(options, &erasures, Who::operator()).await?;
+        let listed = erasures.erased.len();
+        if args.json {
+            terminal::print(json!({"listed": listed, "keys_destroyed": destroyed}))?;
+        } else {
+            terminal::print(format_args!(
+                "{destroyed} keys destroyed of {listed} on the list; `serve` carries the erasures out"
+            ))?;
+        }
         Ok(())
     })
     .await

@@ -66,6 +66,9 @@ enum Command {
     /// Tell the positions of one run of the log from those of another
     #[command(subcommand)]
     Epoch(backup::Epoch),
+    /// Keep whoever was forgotten forgotten, after a recovery to before
+    #[command(subcommand)]
+    Erasures(backup::ErasureList),
     /// Look at events that cannot be applied, and decide what becomes of them
     #[command(subcommand)]
     Parked(parked::Parked),
@@ -154,6 +157,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         | Command::Backup(_)
         | Command::Restore(_)
         | Command::Epoch(_)
+        | Command::Erasures(_)
         | Command::Parked(_)
         | Command::Profile(_)
         | Command::Meeting(_)
@@ -207,6 +211,10 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
                 backup::tell_epoch(book, json)
             })
             .await
+        }
+        Command::Erasures(backup::ErasureList::Apply(args)) => {
+            with_book_until_stopped(backup::apply_erasures(&database, &args), async |_, _| Ok(Done::Whole))
+                .await
         }
         Command::Profile(what) => with_book(&database, async |book| profile::run(book, &what).await).await,
         Command::Meeting(what) => with_book(&database, async |book| erase::meeting(book, &what).await).await,

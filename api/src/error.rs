@@ -248,6 +248,7 @@ impl From<HistoryError> for Problem {
     fn from(error: HistoryError) -> Self {
         match error {
             HistoryError::NotYet { .. } => Self::not_found("not_yet_recorded", error.to_string()),
+            HistoryError::Erased { .. } => Self::not_found(MeetingError::Erased.code(), error.to_string()),
             HistoryError::Database(source) => source.into(),
         }
     }

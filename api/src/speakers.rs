@@ -258,6 +258,7 @@ impl Told {
             | MeetingEvent::ArtifactStored { .. }
             | MeetingEvent::ArtifactsOutdated { .. }
             | MeetingEvent::StageResultCached { .. }
+            | MeetingEvent::StageResultsDropped { .. }
             | MeetingEvent::MeetingCompleted(_)
             | MeetingEvent::MeetingFailed { .. }
             | MeetingEvent::MeetingErased { .. } => {}

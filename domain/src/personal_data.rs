@@ -302,6 +302,7 @@ fn visit_meeting<V: FieldVisitor>(
         | MeetingEvent::SpeakerNotIdentified { .. }
         | MeetingEvent::CorrectionNotCarried { .. }
         | MeetingEvent::ArtifactsOutdated { .. }
+        | MeetingEvent::StageResultsDropped { .. }
         // Its reason outlives the key, and names nobody.
         | MeetingEvent::MeetingErased { .. } => Ok(()),
         MeetingEvent::SpeakersDiarized { attempt, clusters } => {
@@ -383,6 +384,7 @@ pub fn linked(event: &Event) -> Vec<ProfileId> {
             | MeetingEvent::ArtifactStored { .. }
             | MeetingEvent::ArtifactsOutdated { .. }
             | MeetingEvent::StageResultCached { .. }
+            | MeetingEvent::StageResultsDropped { .. }
             | MeetingEvent::MeetingFailed { .. }
             | MeetingEvent::MeetingErased { .. },
         )

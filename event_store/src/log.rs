@@ -662,6 +662,25 @@ pub async fn has_event(
     .await
 }
 
+/// Returns position and sequence of the latest event of a type that an aggregate has.
+pub async fn latest_event(
+    executor: impl PgExecutor<'_>,
+    aggregate_type: &str,
+    aggregate_id: Uuid,
+    event_type: &str,
+) -> Result<Option<(i64, i64)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT position, sequence FROM log.events
+          WHERE aggregate_type = $1 AND aggregate_id = $2 AND event_type = $3
+          ORDER BY sequence DESC LIMIT 1",
+    )
+    .bind(aggregate_type)
+    .bind(aggregate_id.to_string())
+    .bind(event_type)
+    .fetch_optional(executor)
+    .await
+}
+
 /// Returns who the log is.
 pub async fn identity(executor: impl PgExecutor<'_>) -> Result<Identity, sqlx::Error> {
     let row = sqlx::query("SELECT log_id, epoch, secret FROM log.identity").fetch_one(executor).await?;

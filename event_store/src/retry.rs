@@ -29,6 +29,14 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Says whether an error speaks of the connection or of the server's end, so that nothing at all succeeds now.
+pub fn is_away(error: &sqlx::Error) -> bool {
+    match error.as_database_error().and_then(|e| e.code()) {
+        Some(code) => code.starts_with("08") || code.starts_with("57P"),
+        None => is_transient(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,6 @@ use self::cipher::{KEY, wrapping_place};
 pub use self::master::{MasterError, MasterSource};
 use self::master::{Masters, wrapped_by};
 pub use self::open::Needs;
-pub(crate) use self::open::may_be_sealed;
 pub use self::rotate::{KeyStatus, Rotated};
 pub(crate) use self::seal::{SealError, Sealed, Use};
 pub use self::stored::check_master;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
 use tracing::info;
 
 /// Who asked.
@@ -45,6 +45,8 @@ pub enum What {
     Backup,
     /// Everything was put back.
     Restore,
+    /// Keys were destroyed that a recovery had brought back.
+    ApplyErasures,
     /// A request: its method and its route, without what stood in the path.
     Request(String),
 }
@@ -60,6 +62,7 @@ impl What {
             Self::ExportEvents => "export_events",
             Self::Backup => "backup",
             Self::Restore => "restore",
+            Self::ApplyErasures => "apply_erasures",
             Self::Request(route) => route,
         }
     }
@@ -118,7 +121,7 @@ impl Access {
 }
 
 /// Notes an access, in the table and in the process's log.
-pub async fn record(pool: &PgPool, access: &Access) -> Result<(), sqlx::Error> {
+pub async fn record(executor: impl PgExecutor<'_>, access: &Access) -> Result<(), sqlx::Error> {
     let Access { who, what, target, outcome, code, times } = access;
     let (id, kind, role) = match who {
         Some(Who { id, kind, role }) => (Some(id.as_str()), Some(kind.as_str()), Some(role.as_str())),
@@ -147,7 +150,7 @@ pub async fn record(pool: &PgPool, access: &Access) -> Result<(), sqlx::Error> {
     .bind(outcome.as_str())
     .bind(code)
     .bind(times)
-    .execute(pool)
+    .execute(executor)
     .await
     .map(|_| ())
 }
@@ -171,7 +174,7 @@ pub struct Noted {
     #[schema(example = "reviewer")]
     pub role: Option<String>,
     /// What was done: `read_voices`, `erase_profile`, `erase_meeting`, `export_audit`, `export_events`, `backup`,
-    /// `restore`; of a request that was refused its method and route.
+    /// `restore`, `apply_erasures`; of a request that was refused its method and route.
     #[schema(example = "read_voices")]
     pub what: String,
     /// The id of what it is about.

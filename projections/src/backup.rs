@@ -21,7 +21,7 @@ use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 pub use self::erasures::{Erased, Erasures};
-pub use self::restore::{Restored, renew_epoch, restore};
+pub use self::restore::{Restored, apply_erasures, renew_epoch, restore};
 pub use self::write::write;
 use crate::schema::quoted;
 
@@ -96,7 +96,7 @@ pub enum BackupError {
     DatabaseInUse { table: String },
     #[error("other processes of Minutebook use this database: they must be stopped first")]
     Serving,
-    #[error("the list of the erased is of the log {found}, and the backup of {expected}")]
+    #[error("the list of the erased is of the log {found}, and not of {expected}")]
     AnotherLog { found: Uuid, expected: Uuid },
     #[error("the keys of the backup cannot be used; nothing was restored")]
     Master(#[from] KeyError),

@@ -6,7 +6,8 @@
 //! repeated, so that it does not matter when a process dies:
 //!
 //! 1. the keys of all voices go that were ever said to be the person's, or speak in the meeting;
-//! 2. a person is no speaker any more, in any meeting, by events that say why;
+//! 2. a person is no speaker any more, in any meeting, and what stages cached there is dropped, by events that say
+//!    why;
 //! 3. what is parked of the subject itself is skipped, for it would keep the erasure from the tables;
 //! 4. the tables show all of that;
 //! 5. every other generation loses the rows that it has of the subject.
@@ -24,7 +25,7 @@ use std::time::Duration;
 use domain::ids::{MeetingId, ProfileId};
 use domain::meeting::{MeetingCommand, MeetingError};
 use event_store::command_bus::{CommandBus, CommandError, Context};
-use event_store::retry::backoff;
+use event_store::retry::{backoff, is_away};
 use event_store::{EventStore, locks};
 use futures::{StreamExt, TryStreamExt, stream};
 use sqlx::{Connection, PgConnection, PgPool};
@@ -37,6 +38,7 @@ use uuid::Uuid;
 use self::begin::erase_again;
 pub use self::begin::{erase_meeting, erase_profile};
 use self::generations::clean_generations;
+pub(crate) use self::generations::leave_out_erased;
 pub use self::receipt::{
     Erasure, ErasureKind, KeptElsewhere, Unfinished, kept_elsewhere, latest, of_subject, unfinished, wait,
 };
@@ -55,6 +57,8 @@ const LATER: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_secs(5);
 /// How many meetings are told at once that somebody was forgotten: as many as one group of appends takes.
 const AT_ONCE: usize = 256;
+/// How many erasures are looked up at once.
+const BATCH: usize = 100;
 /// How long one pass waits for the tables.
 const SHOWN: Duration = Duration::from_secs(10);
 /// How long one pass over what is under way may take.
@@ -73,10 +77,10 @@ pub async fn run(store: EventStore, bus: CommandBus, shutdown: CancellationToken
             head.borrow_and_update();
             let pass = async {
                 if !looked_back {
-                    erase_again(&store, &bus).await?;
-                    looked_back = true;
+                    looked_back = erase_again(&store, &bus).await?;
                 }
-                carry_out(&store, &bus).await
+                let nothing_left = carry_out(&store, &bus).await?;
+                Ok::<_, EraseError>(nothing_left && looked_back)
             };
             let pause = match timeout(PASS, pass).await.unwrap_or(Err(EraseError::TimedOut)) {
                 Ok(true) => {
@@ -132,16 +136,22 @@ pub async fn carry_out(store: &EventStore, bus: &CommandBus) -> Result<bool, Era
         .await
         .map_err(&failed)?;
     let mut whole = alone;
-    if alone {
+    let mut more = alone;
+    while more {
         let deadline = Instant::now() + SHOWN;
-        for erasure in under_way(store.pool()).await.map_err(&failed)? {
+        let erasures = under_way(store.pool()).await.map_err(&failed)?;
+        let full = erasures.len() == BATCH;
+        let mut done = 0;
+        for erasure in &erasures {
             let carried_out = match erasure.kind {
-                ErasureKind::Profile => carry_out_profile(store, bus, &erasure, deadline).await,
-                ErasureKind::Meeting => carry_out_meeting(store, &erasure, deadline).await,
+                ErasureKind::Profile => carry_out_profile(store, bus, erasure, deadline).await,
+                ErasureKind::Meeting => carry_out_meeting(store, erasure, deadline).await,
             };
             let waits_for = match carried_out {
                 Ok(waits_for) => waits_for,
-                Err(error @ EraseError::Database { .. }) => return Err(error),
+                Err(EraseError::Database { phase, source }) if is_away(&source) => {
+                    return Err(EraseError::Database { phase, source });
+                }
                 // It must not keep others from being forgotten.
                 Err(error) => {
                     let (subject, error) = (erasure.subject, &error as &dyn std::error::Error);
@@ -149,11 +159,14 @@ pub async fn carry_out(store: &EventStore, bus: &CommandBus) -> Result<bool, Era
                     Some("a failure, of which the log of the process tells".to_owned())
                 }
             };
-            note(store.pool(), &erasure, waits_for.as_deref())
+            note(store.pool(), erasure, waits_for.as_deref())
                 .await
                 .map_err(database("noting how far it is"))?;
-            whole &= waits_for.is_none();
+            done += usize::from(waits_for.is_none());
         }
+        whole = done == erasures.len();
+        // Those that wait come last: where nothing moves, whatever is behind them waits as well.
+        more = full && done > 0;
     }
     let _ = lock.close().await;
     Ok(whole)
@@ -233,7 +246,7 @@ async fn carry_out_profile(
     if let Some(position) = parked {
         return Ok(Some(format!("the event at position {position}, which is parked")));
     }
-    clean_generations(store, erasure).await
+    clean_generations(store, erasure, &ids).await
 }
 
 /// Carries out the erasure of a meeting; returns what it waits for, if it does.
@@ -249,7 +262,7 @@ async fn carry_out_meeting(
     if !shown(store.pool(), erasure.position, deadline).await.map_err(database("waiting for the tables"))? {
         return Ok(Some("the tables, which do not show it yet".to_owned()));
     }
-    clean_generations(store, erasure).await
+    clean_generations(store, erasure, &[erasure.subject.to_string()]).await
 }
 
 /// Takes all effect from parked events of the subject itself: the erasure waits behind them.

@@ -4,13 +4,13 @@
 //! The rows of an aggregate depend on its own events alone, and rows are all the state that the fold has:
 //! whoever has loaded them from the tables can fold on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::Event;
 use domain::artifact::Artifact;
 use domain::ids::{MeetingId, ProfileId};
-use domain::meeting::{MeetingCompleted, MeetingEvent, MeetingRegistered};
+use domain::meeting::{CacheKey, MeetingCompleted, MeetingEvent, MeetingRegistered};
 use domain::personal_data::Personal;
 use domain::profile::ProfileEvent;
 use domain::speaker::Speaker;
@@ -208,6 +208,9 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             let entry = value.known().map(|value| (value.clone(), *expires_at));
             rows.cache.insert(key.clone(), CacheWrite { key, position: recorded.position, entry });
         }
+        MeetingEvent::StageResultsDropped { cached, .. } => {
+            drop_results(rows, cached, recorded.position);
+        }
         MeetingEvent::MeetingCompleted(completed) => complete(rows, id, completed),
         MeetingEvent::MeetingFailed { failed_at, .. } => {
             if let Some(meeting) = &mut rows.meeting {
@@ -223,10 +226,8 @@ fn fold_meeting(rows: &mut MeetingRows, id: MeetingId, event: &MeetingEvent, rec
             rows.stale_artifacts.clear();
             rows.reassignments.clear();
             rows.forgets_reassignments = true;
-            // Also what another meeting cached under the same key since: it is found again by working again.
-            for key in cached.iter().map(ToString::to_string).chain([result_key(id)]) {
-                remove_from_cache(rows, key, recorded.position);
-            }
+            drop_results(rows, cached, recorded.position);
+            remove_from_cache(rows, result_key(id), recorded.position);
         }
     }
     if renews_result(event) {
@@ -320,6 +321,7 @@ const fn renews_result(event: &MeetingEvent) -> bool {
         | MeetingEvent::CorrectionDismissed { .. }
         | MeetingEvent::ArtifactsOutdated { .. }
         | MeetingEvent::StageResultCached { .. }
+        | MeetingEvent::StageResultsDropped { .. }
         | MeetingEvent::MeetingFailed { .. }
         | MeetingEvent::MeetingErased { .. } => false,
     }
@@ -327,6 +329,14 @@ const fn renews_result(event: &MeetingEvent) -> bool {
 
 fn is_completed(rows: &MeetingRows) -> bool {
     rows.meeting.as_ref().is_some_and(|meeting| meeting.status == "completed")
+}
+
+/// Takes out what stages cached, also what another meeting cached under the same key since: it is found again by
+/// working again.
+fn drop_results(rows: &mut MeetingRows, cached: &BTreeSet<CacheKey>, position: i64) {
+    for key in cached {
+        remove_from_cache(rows, key.to_string(), position);
+    }
 }
 
 fn remove_from_cache(rows: &mut MeetingRows, key: String, position: i64) {

@@ -32,30 +32,50 @@ pub enum HistoryError {
         /// When its first event was recorded.
         recorded_at: DateTime<Utc>,
     },
+    /// It was a meeting's, and the meeting was erased since.
+    #[error("the meeting was erased; what was before position {erased} is shown to nobody")]
+    Erased {
+        /// The position of the erasure.
+        erased: i64,
+    },
     /// The database did not answer as it should.
     #[error("cannot read the history")]
     Database(#[from] sqlx::Error),
 }
 
 /// Returns a meeting with its file, speakers and artifacts as it stood at `position`; nothing if it had been
-/// erased then, or never was.
+/// erased then, or never was. What was before an erasure is shown at no position.
 pub async fn meeting(
     store: &EventStore,
     id: Uuid,
     position: i64,
 ) -> Result<Option<MeetingDetails>, HistoryError> {
     let version = version(store, "meeting", id, position).await?;
+    if let Some((erased, _)) = last_erasure(store, id).await?
+        && position < erased
+    {
+        return Err(HistoryError::Erased { erased });
+    }
     match rows(store, "meeting", id, version).await? {
         Some(Rows::Meeting(rows)) => Ok(MeetingDetails::of(*rows, version, position)),
         Some(Rows::Profile(_)) | None => Ok(None),
     }
 }
 
+/// Returns position and sequence of the last erasure of a meeting, if there was one.
+pub async fn last_erasure(store: &EventStore, id: Uuid) -> Result<Option<(i64, i64)>, sqlx::Error> {
+    log::latest_event(store.pool(), "meeting", id, "MeetingErased").await
+}
+
 /// Returns a file as it stood at `position`. It is found by way of its meeting's row: a file whose meeting is
 /// erased by now is not.
 pub async fn file(store: &EventStore, id: Uuid, position: i64) -> Result<Option<FileView>, HistoryError> {
     let Some(meeting_id) = queries::meeting_of_file(store.pool(), id).await? else { return Ok(None) };
-    Ok(meeting(store, meeting_id, position).await?.and_then(|meeting| meeting.file))
+    match meeting(store, meeting_id, position).await {
+        Ok(meeting) => Ok(meeting.and_then(|meeting| meeting.file)),
+        Err(HistoryError::Erased { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns a person as known at `position`; nothing if there never was one. Whoever has been forgotten since

@@ -405,6 +405,7 @@ async fn help_names_every_command_and_shows_no_password() {
       backup     Copy everything that is not derived into a directory, while others serve
       restore    Copy a backup into an empty database, build the tables, and verify them
       epoch      Tell the positions of one run of the log from those of another
+      erasures   Keep whoever was forgotten forgotten, after a recovery to before
       parked     Look at events that cannot be applied, and decide what becomes of them
       profile    Enter people and their voices, or forget a person
       meeting    Forget a meeting
@@ -450,6 +451,7 @@ async fn help_names_every_command_and_shows_no_password() {
         (&["backup"], &["--erasures", "--json", "[DIR]"]),
         (&["restore"], &["--erasures", "--json", "<DIR>"]),
         (&["epoch", "renew"], &["--json"]),
+        (&["erasures", "apply"], &["<FILE>", "--json"]),
         (&["profile", "erase"], &["<ID>", "--json"]),
         (&["meeting", "erase"], &["<ID>", "--reason", "--json"]),
         (&["token"], &["--role", "--subject", "--kind", "--owner", "--expires", "--signing-key-file"]),

@@ -582,7 +582,7 @@ fn complete() -> MeetingCommand {
 }
 
 fn erase() -> MeetingCommand {
-    MeetingCommand::Erase { reason: "asked for".parse().unwrap(), at: now() }
+    MeetingCommand::Erase { reason: "asked for".parse().unwrap(), at: now(), lost: None }
 }
 
 async fn create_profile(bus: &CommandBus, name: &str) -> ProfileId {

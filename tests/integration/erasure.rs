@@ -10,15 +10,17 @@ mod under_way;
 use std::collections::BTreeMap;
 
 use domain::meeting::FORGOTTEN;
+use domain::personal_data::Subject;
+use projections::erasure;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{Executor, PgPool};
 use tests::TestDatabase;
 use tests::server::{Server, answer};
 use uuid::Uuid;
 
 use crate::cli::run_on;
-use crate::read_models::history::{append, created, renamed};
+use crate::read_models::history::{append, cached, created, enrolled, profile_erased, renamed, started};
 use crate::read_models::parked::append_raw;
 use crate::read_models::{caught_up_and_equal, eventually};
 
@@ -171,6 +173,10 @@ async fn whoever_is_forgotten_is_gone_from_everywhere_and_nothing_brings_them_ba
         let cached = people.cached(&format!("meeting:{}", id_of(meeting))).await.unwrap();
         assert!(cached.contains(&ottilie.to_string()), "{cached}");
     }
+    let of_stages = ["asr:fp1", "asr:fp3"];
+    for key in of_stages {
+        assert_eq!(people.cached(key).await.as_deref(), Some("{}"));
+    }
 
     let receipt = people.forget().await;
     let numbers = ["speakers", "meetings"].map(|field| receipt[field].as_i64().unwrap());
@@ -192,6 +198,9 @@ async fn whoever_is_forgotten_is_gone_from_everywhere_and_nothing_brings_them_ba
     let cached = people.cached(&format!("meeting:{}", id_of(&done))).await.unwrap();
     assert!(!cached.contains(&ottilie.to_string()) && cached.contains(&people.bo.to_string()), "{cached}");
     assert_eq!(people.cached(&format!("meeting:{}", id_of(&again))).await, None, "the result of before");
+    for key in of_stages {
+        assert_eq!(people.cached(key).await, None, "a stage may have kept the voice: {key}");
+    }
     let (_, pending) = people.server.get(&format!("{again}/pending-corrections")).await;
     assert_eq!(pending["items"], json!([]));
     let (_, shown) = people.server.get(&done).await;
@@ -212,7 +221,8 @@ async fn whoever_is_forgotten_is_gone_from_everywhere_and_nothing_brings_them_ba
     .unwrap();
     // Two who are speakers now, and two of the result of before.
     let unlinked = ["SpeakerReassigned"; 4];
-    assert_eq!(events, [&["CorrectionDismissed"][..], &unlinked].concat());
+    let dropped = ["StageResultsDropped"; 2];
+    assert_eq!(events, [&["CorrectionDismissed"][..], &unlinked, &dropped].concat());
 
     // Nothing brings them back, and asking again is the same erasure.
     assert_eq!(people.forget().await, receipt);
@@ -284,9 +294,11 @@ async fn tables_of_before_lose_the_person_and_can_still_become_the_live_ones() {
     let people = People::known().await;
     let meeting = people.completed(1).await;
     caught_up_and_equal(&people.pool).await;
-    for arguments in
-        [&["rebuild"][..], &["rebuild", "--until", "3", "--schema", "as_it_stood"], &["rebuild", "--dry-run"]]
-    {
+    for arguments in [
+        &["rebuild"][..],
+        &["rebuild", "--until", "12", "--schema", "as_it_stood"],
+        &["rebuild", "--dry-run"],
+    ] {
         let ran = run_on(&people.database, arguments).await;
         assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
     }
@@ -294,9 +306,20 @@ async fn tables_of_before_lose_the_person_and_can_still_become_the_live_ones() {
         let count = format!("SELECT count(*) FROM {schema}.user_profiles WHERE id = $1");
         sqlx::query_scalar(&count).bind(people.ottilie).fetch_one(&people.pool).await.unwrap()
     };
-    assert_eq!((named("read_previous").await, named("as_it_stood").await), (1, 1));
+    let kept = async |schema: &str| -> i64 {
+        let count = format!("SELECT count(*) FROM {schema}.cache WHERE key = 'asr:fp1'");
+        sqlx::query_scalar(&count).fetch_one(&people.pool).await.unwrap()
+    };
+    for schema in ["read_previous", "as_it_stood"] {
+        assert_eq!((named(schema).await, kept(schema).await), (1, 1), "{schema}");
+    }
     people.forget().await;
-    assert_eq!((named("read_previous").await, named("as_it_stood").await), (0, 0));
+    let again = ["rebuild", "--until", "12", "--schema", "as_it_stood_too"];
+    let ran = run_on(&people.database, &again).await;
+    assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+    for schema in ["read_previous", "as_it_stood", "as_it_stood_too"] {
+        assert_eq!((named(schema).await, kept(schema).await), (0, 0), "{schema}");
+    }
     let ran = run_on(&people.database, &["rebuild", "--rollback"]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     caught_up_and_equal(&people.pool).await;
@@ -317,19 +340,12 @@ async fn an_event_that_cannot_be_read_keeps_nobody_from_being_forgotten() {
     let broken = json!({"ProfileRenamed": {"name": "Ada"}}).to_string();
     append_raw(&pool, ["profile", &ada.to_string(), "ProfileRenamed", "1", &broken], 1).await;
     append(&book, &renamed(ada, "Ada King")).await;
-    eventually("it is parked", async || {
-        let parked: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM ops.parked_events").fetch_one(&pool).await.unwrap();
-        (parked == 2).then_some(())
-    })
-    .await;
+    parked(&pool, 2).await;
     let (status, receipt) = erase(&server, &format!("/v1/profiles/{ada}"), json!({})).await;
     assert_eq!((status, &receipt["state"]), (200, &json!("complete")), "{receipt}");
     let known: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM user_profiles").fetch_all(&pool).await.unwrap();
     assert_eq!(known, [bo]);
-    let parked: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM ops.parked_events").fetch_one(&pool).await.unwrap();
-    assert_eq!(parked, 0);
+    parked(&pool, 0).await;
     caught_up_and_equal(&pool).await;
     book.close().await;
 }
@@ -369,4 +385,145 @@ async fn what_was_asked_of_whoever_is_forgotten_cannot_be_tried_out_and_the_eras
     assert!(matches!(status, 200 | 202), "{again}");
     assert_eq!(again["position"], receipt["position"]);
     assert_eq!(kept().await, after, "and it is the same command still");
+}
+
+#[tokio::test]
+async fn whoever_s_first_event_cannot_be_read_is_forgotten_all_the_same() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let server = Server::start_with(&database, &PLANE).await;
+    let book = database.open().await;
+    let ada = Uuid::from_u128(0xada);
+    let broken = json!({"ProfileCreated": {"name": "Ada"}}).to_string();
+    append_raw(&pool, ["profile", &ada.to_string(), "ProfileCreated", "1", &broken], 0).await;
+    let mut enrolled = enrolled(ada, Uuid::from_u128(1));
+    let sample =
+        json!({"sample_id": Uuid::from_u128(1), "voice": voice(0.0), "enrolled_at": "2026-01-01T08:01:00Z"});
+    enrolled.spoil(json!({"VoiceEnrolled": sample}));
+    append(&book, &enrolled).await;
+    parked(&pool, 2).await;
+    let (status, receipt) = erase(&server, &format!("/v1/profiles/{ada}"), json!({})).await;
+    assert_eq!((status, &receipt["state"]), (200, &json!("complete")), "{receipt}");
+    assert_eq!(receipt["keys"], json!(1));
+    parked(&pool, 0).await;
+    let gone: bool =
+        sqlx::query_scalar("SELECT wrapped IS NULL FROM keys.subjects WHERE kind = 'profile' AND id = $1")
+            .bind(ada)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    assert!(gone);
+    // Once the first event is skipped the voice would be known again.
+    let (_, meeting) = server.post("/v1/meetings", &json!({"sha256": "ab".repeat(32)})).await;
+    let meeting = format!("/v1/meetings/{}", meeting["id"].as_str().unwrap());
+    assert_eq!(server.post(&format!("{meeting}/start"), &json!({"worker": "w"})).await.0, 200);
+    let heard = json!({"clusters": [cluster("a", 0.0)]});
+    let (_, told) = server.post(&format!("{meeting}/speakers"), &heard).await;
+    assert_eq!(told["events"], json!(["SpeakersDiarized", "SpeakerNotIdentified"]), "{told}");
+    let (_, again) = erase(&server, &format!("/v1/profiles/{ada}"), json!({})).await;
+    assert_eq!(again, receipt);
+    caught_up_and_equal(&pool).await;
+    verified(&database).await;
+    book.close().await;
+}
+
+#[tokio::test]
+async fn a_meeting_whose_registration_cannot_be_read_is_erased_with_what_it_cached() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool().await;
+    let server = Server::start(&database).await;
+    let book = database.open().await;
+    let meeting = Uuid::from_u128(0xa0);
+    let broken = json!({"MeetingRegistered": {"meeting": "a0"}}).to_string();
+    append_raw(&pool, ["meeting", &meeting.to_string(), "MeetingRegistered", "1", &broken], 0).await;
+    append(&book, &started(meeting, 1)).await;
+    append(&book, &cached(meeting, "asr", "fp", "words", None)).await;
+    parked(&pool, 3).await;
+    let path = format!("/v1/meetings/{meeting}");
+    let (status, receipt) = erase(&server, &path, json!({"reason": "on request"})).await;
+    assert_eq!((status, &receipt["state"]), (200, &json!("complete")), "{receipt}");
+    assert_eq!(receipt["keys"], json!(1));
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM cache").fetch_one(&pool).await.unwrap();
+    assert_eq!(left, 0);
+    caught_up_and_equal(&pool).await;
+    verified(&database).await;
+    book.close().await;
+}
+
+async fn parked(pool: &PgPool, expected: i64) {
+    eventually("so many are parked", async || {
+        let parked: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM ops.parked_events").fetch_one(pool).await.unwrap();
+        (parked == expected).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_erasure_that_fails_keeps_no_other_one_from_its_end() {
+    let people = People::known().await;
+    let meeting = people.completed(1).await;
+    let voice = people.speaker(&meeting, "a").await;
+    let trap = format!(
+        "CREATE FUNCTION keys.trap() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
+         CREATE TRIGGER trap BEFORE UPDATE ON keys.subjects FOR EACH ROW WHEN (OLD.id = '{voice}')
+             EXECUTE FUNCTION keys.trap()"
+    );
+    people.pool.execute(trap.as_str()).await.unwrap();
+    let (status, waiting) = people.erase(&format!("/v1/profiles/{}", people.ottilie), json!({})).await;
+    assert_eq!((status, &waiting["state"]), (202, &json!("under_way")), "{waiting}");
+    let (status, receipt) = people.erase(&format!("/v1/profiles/{}", people.bo), json!({})).await;
+    assert_eq!((status, &receipt["state"]), (200, &json!("complete")), "{receipt}");
+    let (_, waiting) = people.server.get(&format!("/v1/erasures/{}", people.ottilie)).await;
+    assert!(waiting["waits_for"].as_str().unwrap().starts_with("a failure"), "{waiting}");
+    people.pool.execute("DROP TRIGGER trap ON keys.subjects").await.unwrap();
+    eventually("it is carried out", async || {
+        let (_, receipt) = people.server.get(&format!("/v1/erasures/{}", people.ottilie)).await;
+        (receipt["state"] == "complete").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_erased_again_at_start_is_tried_again() {
+    let database = TestDatabase::create().await;
+    let book = database.open().await;
+    let pool = book.pool();
+    let (ada, bo) = (Uuid::from_u128(0xada), Uuid::from_u128(0xb0));
+    let broken = json!({"ProfileCreated": {"name": "Ada"}}).to_string();
+    append_raw(pool, ["profile", &ada.to_string(), "ProfileCreated", "1", &broken], 0).await;
+    append(&book, &created(bo, "Bo")).await;
+    // Tombstones without events, as a restore leaves them.
+    for id in [ada, bo] {
+        let mut connection = pool.acquire().await.unwrap();
+        book.store.keyring().destroy(&mut connection, &[Subject::Profile(id.into())]).await.unwrap();
+    }
+    book.start_erasures();
+    let erased = async |id: Uuid| erasure::of_subject(pool, id).await.unwrap();
+    eventually("one is erased again", async || erased(bo).await).await;
+    // The other one's event is not parked yet, and so cannot be set aside.
+    assert!(erased(ada).await.is_none());
+    book.start_projector();
+    eventually("the other one is, too", async || {
+        erased(ada).await.filter(|erasure| erasure.completed_at.is_some())
+    })
+    .await;
+    book.close().await;
+}
+
+#[tokio::test]
+async fn erasures_in_bulk_are_carried_out_at_one_go() {
+    const PEOPLE: u128 = 120;
+    let database = TestDatabase::create().await;
+    let book = database.open().await;
+    book.start_projector();
+    for id in (1..=PEOPLE).map(Uuid::from_u128) {
+        append(&book, &created(id, "Somebody")).await;
+        append(&book, &profile_erased(id)).await;
+    }
+    let unfinished = async || erasure::unfinished(book.pool()).await.unwrap().erasures;
+    assert_eq!(unfinished().await, 120);
+    assert!(erasure::carry_out(&book.store, &book.bus).await.unwrap());
+    assert_eq!(unfinished().await, 0);
+    book.close().await;
 }

@@ -218,7 +218,7 @@ async fn whoever_is_forgotten_is_null_for_every_reader_and_no_key_is_made_again(
         assert!(actors.iter().all(|actor| actor == "erasure"), "{actors:?}");
     }
     assert!(!keys(pool).await[&("profile".to_owned(), profile.as_uuid())]);
-    let erase = ProfileCommand::Erase { at: now() };
+    let erase = ProfileCommand::Erase { at: now(), lost: false };
     other.bus.profile(profile, erase, &context()).await.unwrap();
     let refused = book.bus.profile(profile, rename("Somebody Else"), &context()).await;
     assert!(matches!(refused, Err(CommandError::Refused(ProfileError::Erased))), "{refused:?}");
@@ -272,7 +272,7 @@ async fn a_meeting_registered_anew_after_it_was_forgotten_has_another_key() {
     let Lived { meeting, .. } = live(&book).await;
     let pool = book.pool();
     // The one reason that is not sealed: it outlives the key.
-    let erase = MeetingCommand::Erase { reason: "on request".parse().unwrap(), at: now() };
+    let erase = MeetingCommand::Erase { reason: "on request".parse().unwrap(), at: now(), lost: None };
     book.bus.meeting(meeting, erase, &context()).await.unwrap();
     destroy(&book, &[Subject::Meeting(meeting)]).await;
     let until = log::head(pool).await.unwrap();

@@ -26,7 +26,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 /// Show a file
 ///
-/// With `as_of`, a file whose meeting has been erased since is not found; its meeting still is.
+/// With `as_of`, a file whose meeting has been erased since is not found, as its meeting is not.
 #[utoipa::path(get, operation_id = "showFile", path = "/v1/files/{id}", tag = "files", params(("id" = Uuid, Path), AsOfQuery, ReadHeaders),
     responses((status = 200, body = FileView), PastReadProblems))]
 async fn show(

@@ -14,7 +14,7 @@ use domain::voice::{KeptVoice, ModelId, VoiceError, VoiceModels};
 use domain::{Timestamp, ValueError};
 use event_store::command_bus::{Accepted, CommandError, Context};
 use event_store::log::{self, BatchLimits};
-use projections::history;
+use projections::history::{self, HistoryError};
 use projections::queries::{self, MeetingDetails, MeetingFilter, MeetingSummary};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -443,6 +443,8 @@ async fn fail(
 }
 
 /// Show a meeting with its file, speakers and artifacts
+///
+/// One that has been erased since is not shown with `as_of` either (404 `meeting_erased`).
 #[utoipa::path(get, operation_id = "showMeeting", path = "/v1/meetings/{id}", tag = "meetings", params(("id" = Uuid, Path), AsOfQuery, ReadHeaders),
     responses((status = 200, body = MeetingDetails), PastReadProblems))]
 async fn show(
@@ -627,7 +629,8 @@ fn without_vectors(payload: String) -> serde_json::Result<String> {
 
 /// Show a meeting's history
 ///
-/// A member is told no candidates: whom a speaker merely resembles.
+/// Of one that was erased it begins with the erasure: what was before is shown to nobody. A member is told no
+/// candidates: whom a speaker merely resembles.
 #[utoipa::path(get, operation_id = "listMeetingEvents", path = "/v1/meetings/{id}/events", tag = "meetings",
     params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
     responses((status = 200, body = Page<MeetingEventView>), PastReadProblems))]
@@ -638,12 +641,18 @@ async fn events(
     QueryOf(query): QueryOf<EventsQuery>,
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
-    let after = i64::from(query.cursor);
+    let mut after = i64::from(query.cursor);
     let pool = state.book.pool();
     let until = match query.as_of {
         None => None,
         Some(as_of) => Some(as_of.position(pool).await?),
     };
+    if let Some((erased, sequence)) = history::last_erasure(&state.book.store, id.as_uuid()).await? {
+        if until.is_some_and(|until| until < erased) {
+            return Err(HistoryError::Erased { erased }.into());
+        }
+        after = after.max(sequence - 1);
+    }
     let last = match until {
         None => i64::MAX,
         Some(position) => history::version(&state.book.store, "meeting", id.as_uuid(), position).await?,

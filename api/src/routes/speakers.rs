@@ -432,6 +432,7 @@ fn decision_about(speaker: SpeakerId, event: &MeetingEvent) -> Option<SpeakerDec
         | MeetingEvent::ArtifactStored { .. }
         | MeetingEvent::ArtifactsOutdated { .. }
         | MeetingEvent::StageResultCached { .. }
+        | MeetingEvent::StageResultsDropped { .. }
         | MeetingEvent::MeetingCompleted(_)
         | MeetingEvent::MeetingFailed { .. }
         | MeetingEvent::MeetingErased { .. } => None,

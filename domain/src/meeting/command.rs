@@ -1,5 +1,8 @@
 //! What may be asked of a meeting. Ids and times come in with the command.
 
+use std::collections::BTreeSet;
+
+use super::event::CacheKey;
 use crate::Timestamp;
 use crate::artifact::{ArtifactType, Meta, S3Key};
 use crate::file::{ContentFp, File};
@@ -78,7 +81,8 @@ pub enum MeetingCommand {
         /// Why.
         reason: Reason,
     },
-    /// Let nobody be the person who was forgotten: no speaker, and no decision that waits.
+    /// Let nobody be the person who was forgotten: no speaker, and no decision that waits. What stages cached goes
+    /// too, for it may have the person's voice in it.
     ForgetPerson {
         /// Who was forgotten.
         profile_id: ProfileId,
@@ -116,6 +120,9 @@ pub enum MeetingCommand {
         reason: Reason,
         /// Now.
         at: Timestamp,
+        /// Where there is a history, though nothing is known from it, because what it began with was skipped: under
+        /// which keys it cached results.
+        lost: Option<BTreeSet<CacheKey>>,
     },
 }
 

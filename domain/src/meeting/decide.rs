@@ -214,20 +214,25 @@ pub fn decide(meeting: &Meeting, command: &MeetingCommand) -> Decided {
             Status::Failed { stage: s, reason: r } if s == stage && r.is(reason) => Ok(vec![]),
             Status::Pending | Status::Completed | Status::Failed { .. } => illegal(),
         },
-        MeetingCommand::Erase { reason, at } => {
+        MeetingCommand::Erase { reason, at, .. } => {
             let (reason, cached) = (reason.clone(), record.cache_keys.clone());
             Ok(vec![MeetingEvent::MeetingErased { reason, erased_at: *at, cached }])
         }
     }
 }
 
-/// Only a registration finds something to do where there is no record; erasing twice is harmless.
+/// Only a registration finds something to do where there is no record, and an erasure where the record was lost;
+/// erasing twice is harmless.
 fn decide_without_record(meeting: &Meeting, command: &MeetingCommand) -> Decided {
     match (meeting, command) {
         (_, MeetingCommand::Register(RegisterMeeting { meeting_id, file, at })) => {
             let registered =
                 MeetingRegistered { meeting_id: *meeting_id, file: file.clone(), registered_at: *at };
             Ok(vec![MeetingEvent::MeetingRegistered(registered)])
+        }
+        (Meeting::Unregistered, MeetingCommand::Erase { reason, at, lost: Some(cached) }) => {
+            let (reason, cached) = (reason.clone(), cached.clone());
+            Ok(vec![MeetingEvent::MeetingErased { reason, erased_at: *at, cached }])
         }
         (Meeting::Erased { .. }, MeetingCommand::Erase { .. }) => Ok(vec![]),
         // Nobody is anybody where there is no record.
@@ -388,7 +393,8 @@ fn reassigned(
 }
 
 /// Tells that no speaker is the person any more, and that what was decided about the person, and waits, is about
-/// nobody. Whose word it was makes no difference, and nobody's word takes its place.
+/// nobody. Whose word it was makes no difference, and nobody's word takes its place. What stages made of the
+/// recording may have the voice in it, whoever is a speaker by now.
 fn forget(record: &Record, profile_id: ProfileId) -> Vec<MeetingEvent> {
     let forgotten = Some(profile_id);
     let reason = Personal::Known(FORGOTTEN.parse::<Reason>().expect("it is short and not blank"));
@@ -427,6 +433,10 @@ fn forget(record: &Record, profile_id: ProfileId) -> Vec<MeetingEvent> {
         cause: Some(Cause::ProfileErased),
     }));
     events.extend(outdated_by(record, &events));
+    if !record.cache_keys.is_empty() {
+        let cached = record.cache_keys.clone();
+        events.push(MeetingEvent::StageResultsDropped { cached, cause: Cause::ProfileErased });
+    }
     events
 }
 

@@ -137,6 +137,13 @@ pub enum MeetingEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires_at: Option<Timestamp>,
     },
+    /// What was kept of stages was dropped again: whoever meets the same audio works anew.
+    StageResultsDropped {
+        /// Under which keys it was.
+        cached: BTreeSet<CacheKey>,
+        /// What brought it about.
+        cause: Cause,
+    },
     /// The attempt came to its end.
     MeetingCompleted(MeetingCompleted),
     /// The attempt broke off.
@@ -244,7 +251,7 @@ pub struct MeetingCompleted {
 
 impl MeetingEvent {
     /// The names of all events of a meeting, as they are stored.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 17] = [
         "MeetingRegistered",
         "ProcessingStarted",
         "ContentFingerprinted",
@@ -258,6 +265,7 @@ impl MeetingEvent {
         "ArtifactStored",
         "ArtifactsOutdated",
         "StageResultCached",
+        "StageResultsDropped",
         "MeetingCompleted",
         "MeetingFailed",
         "MeetingErased",
@@ -279,6 +287,7 @@ impl MeetingEvent {
             Self::ArtifactStored { .. } => "ArtifactStored",
             Self::ArtifactsOutdated { .. } => "ArtifactsOutdated",
             Self::StageResultCached { .. } => "StageResultCached",
+            Self::StageResultsDropped { .. } => "StageResultsDropped",
             Self::MeetingCompleted(_) => "MeetingCompleted",
             Self::MeetingFailed { .. } => "MeetingFailed",
             Self::MeetingErased { .. } => "MeetingErased",
@@ -302,6 +311,7 @@ impl MeetingEvent {
             | Self::ArtifactStored { .. }
             | Self::ArtifactsOutdated { .. }
             | Self::StageResultCached { .. }
+            | Self::StageResultsDropped { .. }
             | Self::MeetingCompleted(_)
             | Self::MeetingFailed { .. }
             | Self::MeetingErased { .. } => 1,

@@ -68,7 +68,7 @@ pub struct Record {
     pub outdated: BTreeSet<ArtifactType>,
     /// The cached stages: digest of fingerprint and value, and when it expires.
     pub cached: BTreeMap<Stage, (Digest, Option<Timestamp>)>,
-    /// Every key under which it cached a result, also those of earlier attempts.
+    /// Every key under which it cached a result that was not dropped, also those of earlier attempts.
     pub cache_keys: BTreeSet<CacheKey>,
     /// Who speaks in the result of the latest completion, which stays in the cache while it is processed anew.
     pub result: BTreeMap<SpeakerId, ProfileId>,
@@ -201,6 +201,9 @@ pub fn evolve(meeting: &mut Meeting, event: &MeetingEvent) {
         } else {
             evolve_record(record, event);
         }
+    } else if let (MeetingEvent::MeetingErased { .. }, Meeting::Unregistered) = (event, &*meeting) {
+        // Its registration was skipped.
+        *meeting = Meeting::Erased { attempts: 0 };
     }
 }
 
@@ -304,6 +307,10 @@ fn evolve_record(record: &mut Record, event: &MeetingEvent) {
             let digest = Record::cached_digest(content_fp, value);
             record.cache_keys.insert(CacheKey { stage: stage.clone(), content_fp: content_fp.clone() });
             record.cached.insert(stage.clone(), (digest, *expires_at));
+        }
+        MeetingEvent::StageResultsDropped { cached, .. } => {
+            record.cache_keys.retain(|key| !cached.contains(key));
+            record.cached.clear();
         }
         MeetingEvent::MeetingCompleted(MeetingCompleted { speakers, artifacts, .. }) => {
             record.status = Status::Completed;

@@ -42,6 +42,8 @@ pub enum ProfileCommand {
     Erase {
         /// Now.
         at: Timestamp,
+        /// Whether there is a history, though nothing is known from it: what it began with was skipped.
+        lost: bool,
     },
 }
 

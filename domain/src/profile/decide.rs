@@ -85,7 +85,8 @@ pub fn decide(profile: &Profile, command: &ProfileCommand) -> Result<Vec<Profile
                 Err(ProfileError::UnknownSample)
             }
         }
-        (Profile::Active { .. }, ProfileCommand::Erase { at }) => {
+        (Profile::Active { .. }, ProfileCommand::Erase { at, .. })
+        | (Profile::Unknown, ProfileCommand::Erase { at, lost: true }) => {
             Ok(vec![ProfileEvent::ProfileErased { erased_at: at }])
         }
         (Profile::Erased, ProfileCommand::Erase { .. }) => Ok(vec![]),

@@ -69,9 +69,10 @@ const fn listed(event: &Event) -> &'static str {
             MeetingEvent::ArtifactStored { .. } => M[10],
             MeetingEvent::ArtifactsOutdated { .. } => M[11],
             MeetingEvent::StageResultCached { .. } => M[12],
-            MeetingEvent::MeetingCompleted(_) => M[13],
-            MeetingEvent::MeetingFailed { .. } => M[14],
-            MeetingEvent::MeetingErased { .. } => M[15],
+            MeetingEvent::StageResultsDropped { .. } => M[13],
+            MeetingEvent::MeetingCompleted(_) => M[14],
+            MeetingEvent::MeetingFailed { .. } => M[15],
+            MeetingEvent::MeetingErased { .. } => M[16],
         },
         Event::Profile(_, event) => match event {
             ProfileEvent::ProfileCreated { .. } => P[0],

@@ -1,5 +1,7 @@
 //! What each command does to a meeting in each status, and why.
 
+use std::collections::BTreeSet;
+
 use domain::Timestamp;
 use domain::artifact::{Artifact, ArtifactType};
 use domain::file::{DurationSeconds, File, SizeBytes};
@@ -151,7 +153,7 @@ pub(crate) fn fail(reason: &str) -> MeetingCommand {
 }
 
 pub(crate) fn erase() -> MeetingCommand {
-    MeetingCommand::Erase { reason: parsed("by request"), at: at(99) }
+    MeetingCommand::Erase { reason: parsed("by request"), at: at(99), lost: None }
 }
 
 /// Some speech of two people, of whom a machine knows the first, and all else that an attempt yields.
@@ -257,6 +259,8 @@ fn expected(command: &MeetingCommand) -> (Row, Row) {
     const SPK: &str = "SpeakersDiarized SpeakerIdentified";
     const SPK2: &str = "SpeakersDiarized SpeakerIdentified SpeakerNotIdentified";
     const RE: &str = "SpeakerReassigned ArtifactsOutdated";
+    const DROP: &str = "StageResultsDropped";
+    const GO: &str = "SpeakerReassigned ArtifactsOutdated StageResultsDropped";
     const ART: &str = "ArtifactStored";
     const CACHE: &str = "StageResultCached";
     const DONE: &str = "MeetingCompleted";
@@ -305,8 +309,8 @@ fn expected(command: &MeetingCommand) -> (Row, Row) {
             [NONE, FREE, FREE, FREE, FREE, FREE, FREE, GONE],
         ),
         MeetingCommand::ForgetPerson { .. } => (
-            ["-", "-", RE, RE, RE, RE, RE, "-"],
-            ["-", "-", "-", "-", "-", "-", "-", "-"],
+            ["-", "-", GO, GO, GO, GO, GO, "-"],
+            ["-", "-", DROP, DROP, DROP, DROP, DROP, "-"],
         ),
         MeetingCommand::StoreArtifact { .. } => (
             [NONE, BAD, ART, ART, ART, ART, BAD, GONE],
@@ -472,11 +476,19 @@ fn whoever_is_forgotten_is_no_speaker_and_no_decision_brings_them_back() {
         (b, forgotten(b, None, LinkedBy::Person)),
     ];
     expected.sort_by_key(|(speaker, _)| *speaker);
-    let expected = expected.map(|(_, event)| event).into_iter().chain([outdated]);
+    // What a stage made of the recording may have the voice in it.
+    let dropped = MeetingEvent::StageResultsDropped {
+        cached: [CacheKey { stage: parsed("asr"), content_fp: parsed("fp") }].into(),
+        cause: Cause::ProfileErased,
+    };
+    let expected = expected.map(|(_, event)| event).into_iter().chain([outdated, dropped]);
     given::<Meeting>(both.clone()).when(forget(1)).then(expected);
 
     // It is nobody's word: neither is it taken back, nor carried over.
     let gone = then(both.clone(), [forget(1)]);
+    given::<Meeting>(gone.clone()).when(forget(1)).then_nothing();
+    let again = given::<Meeting>(gone.clone()).when(cache("asr", "{}", at(40), None));
+    assert_eq!(again.in_words(), "StageResultCached", "it is there no more");
     given::<Meeting>(gone.clone()).when(undo(b)).then_refused(MeetingError::NothingToUndo);
     let anew = then(gone, [reprocess("anna"), speakers(&[("a", None), ("b", None)])]);
     assert!(!anew[anew.len() - 3..].iter().any(|event| event.name() == "SpeakerReassigned"), "{anew:?}");
@@ -641,6 +653,7 @@ fn undoing_restores_who_it_was_before_the_latest_reassignment_as_news() {
         | MeetingEvent::ArtifactStored { .. }
         | MeetingEvent::ArtifactsOutdated { .. }
         | MeetingEvent::StageResultCached { .. }
+        | MeetingEvent::StageResultsDropped { .. }
         | MeetingEvent::MeetingCompleted(_)
         | MeetingEvent::MeetingFailed { .. }
         | MeetingEvent::MeetingErased { .. } => None,
@@ -733,9 +746,21 @@ fn a_result_is_cached_only_under_a_known_fingerprint_and_within_bounds() {
 }
 
 #[test]
+fn a_meeting_of_which_nothing_is_known_is_erased_if_it_has_a_history() {
+    let cached = BTreeSet::from([CacheKey { stage: parsed("asr"), content_fp: parsed("fp") }]);
+    let erase =
+        MeetingCommand::Erase { reason: parsed("by request"), at: at(99), lost: Some(cached.clone()) };
+    let erased = MeetingEvent::MeetingErased { reason: parsed("by request"), erased_at: at(99), cached };
+    given::<Meeting>(vec![]).when(erase.clone()).then([erased.clone()]);
+    given::<Meeting>(vec![erased]).when(erase).then_nothing();
+}
+
+#[test]
 fn an_event_that_does_not_fit_the_state_changes_nothing() {
     let life = worked_on([complete(), erase()]);
-    assert_eq!(Meeting::fold(&life[1..]), Meeting::Unregistered);
+    let (_, without_its_end) = life.split_last().expect("it has one");
+    assert_eq!(Meeting::fold(&without_its_end[1..]), Meeting::Unregistered);
+    assert_eq!(Meeting::fold(&life[1..]), Meeting::Erased { attempts: 0 }, "whatever was skipped of it");
     let erased = Meeting::fold(&life);
     assert_eq!(erased, Meeting::Erased { attempts: 1 });
     assert_eq!(Meeting::fold(life.iter().chain(&life[1..])), erased);

@@ -33,7 +33,7 @@ pub(crate) fn remove(sample: u128) -> ProfileCommand {
 }
 
 pub(crate) fn erase() -> ProfileCommand {
-    ProfileCommand::Erase { at: at(9) }
+    ProfileCommand::Erase { at: at(9), lost: false }
 }
 
 /// One answer per status, in the order of `column`: events, `-` for none, or a refusal's code.
@@ -120,6 +120,14 @@ fn a_profile_s_life_is_told_by_its_events() {
         ProfileEvent::ProfileErased { erased_at: at(9) },
     ];
     assert_eq!(story::<Profile>(commands), expected);
+}
+
+#[test]
+fn somebody_of_whom_nothing_is_known_is_forgotten_if_there_is_a_history() {
+    let erase = ProfileCommand::Erase { at: at(9), lost: true };
+    let erased = ProfileEvent::ProfileErased { erased_at: at(9) };
+    given::<Profile>(vec![]).when(erase.clone()).then([erased.clone()]);
+    given::<Profile>(vec![erased]).when(erase).then_nothing();
 }
 
 #[test]

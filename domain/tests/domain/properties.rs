@@ -255,7 +255,8 @@ fn meeting_s_life() -> impl Strategy<Value = Vec<MeetingCommand>> {
                     reason: reason.clone(),
                 },
                 MeetingCommand::Fail(FailMeeting { stage, reason: reason.clone(), at: then }),
-                MeetingCommand::Erase { reason, at: later },
+                MeetingCommand::ForgetPerson { profile_id },
+                MeetingCommand::Erase { reason, at: later, lost: None },
             ]
         },
     )
@@ -270,7 +271,7 @@ fn profile_s_life() -> impl Strategy<Value = Vec<ProfileCommand>> {
                 ProfileCommand::Rename { display_name: other },
                 ProfileCommand::EnrolVoice { sample_id, voice, source, at },
                 ProfileCommand::RemoveVoice { sample_id },
-                ProfileCommand::Erase { at },
+                ProfileCommand::Erase { at, lost: false },
             ]
         },
     )

@@ -128,7 +128,7 @@ impl Keyring {
 }
 
 /// Says whether a payload may have something sealed in it: looking costs less than decoding.
-pub(crate) fn may_be_sealed(payload: &str) -> bool {
+fn may_be_sealed(payload: &str) -> bool {
     payload.contains("\"sealed\"")
 }
 

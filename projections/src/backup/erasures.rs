@@ -5,7 +5,7 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 use event_store::log;
 use serde::{Deserialize, Serialize};
-use sqlx::{Connection, PgConnection, PgPool, Row};
+use sqlx::{Connection, Executor, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use super::{BackupError, connect, database};
@@ -96,6 +96,7 @@ impl Erasures {
     /// Destroys these keys; returns how many of them were still there. A tombstone is left also where there was
     /// no key, so that none is made.
     pub(super) async fn apply(&self, connection: &mut PgConnection) -> Result<u64, BackupError> {
+        let failed = || database("destroying the keys of the erased");
         if self.erased.is_empty() {
             return Ok(0);
         }
@@ -120,10 +121,12 @@ impl Erasures {
         .bind(self.erased.iter().map(|erased| erased.id).collect::<Vec<_>>())
         .bind(self.erased.iter().map(|erased| erased.life).collect::<Vec<_>>())
         .bind(self.erased.iter().map(|erased| erased.destroyed_at).collect::<Vec<_>>())
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await
         .and_then(|row| row.try_get::<i64, _>("destroyed"))
-        .map_err(database("destroying the keys of the erased"))?;
+        .map_err(failed())?;
+        let destructions = "UPDATE keys.master SET destructions = destructions + 1";
+        connection.execute(destructions).await.map_err(failed())?;
         Ok(u64::try_from(destroyed).unwrap_or(0))
     }
 }

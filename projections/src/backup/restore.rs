@@ -14,6 +14,7 @@ use super::{
     Backup, BackupError, EVENTS, Erasures, NEVER_EMPTY, TABLES, TableFile, columns, connect, database,
     quoted_columns, quoted_table,
 };
+use crate::access::{Access, What, Who, record};
 use crate::rebuild::Progress;
 use crate::schema::{Bare, quoted};
 
@@ -131,6 +132,32 @@ pub async fn renew_epoch(options: &PgConnectOptions) -> Result<Uuid, BackupError
     renewing.commit().await.map_err(failed())?;
     let _ = connection.close().await;
     Ok(epoch)
+}
+
+/// Destroys the keys of whoever was erased after the moment to which the log was recovered. What else an erasure
+/// does is done by the first process that projects. Returns how many keys were still there.
+pub async fn apply_erasures(
+    options: &PgConnectOptions,
+    erasures: &Erasures,
+    who: Who,
+) -> Result<u64, BackupError> {
+    let mut connection = connect(options, NAME).await?;
+    let failed = || database("applying the list of the erased");
+    let mut applying = connection.begin().await.map_err(failed())?;
+    ensure_alone(&mut applying).await?;
+    let log_id: Uuid = sqlx::query_scalar("SELECT log_id FROM log.identity")
+        .fetch_one(&mut *applying)
+        .await
+        .map_err(failed())?;
+    if erasures.log_id != log_id {
+        return Err(BackupError::AnotherLog { found: erasures.log_id, expected: log_id });
+    }
+    let keys_destroyed = erasures.apply(&mut applying).await?;
+    let access = Access::allowed(who, What::ApplyErasures, None);
+    record(&mut *applying, &access).await.map_err(failed())?;
+    applying.commit().await.map_err(failed())?;
+    let _ = connection.close().await;
+    Ok(keys_destroyed)
 }
 
 /// Fails while other processes use the database: each knows identity and epoch from its start. Holds the locks of

@@ -1,13 +1,16 @@
 //! How an erasure begins: with the event, whatever else of its aggregate can be read or not; and once more after a
 //! restore from before it.
 
+use std::collections::BTreeSet;
+
 use domain::Timestamp;
 use domain::ids::{MeetingId, ProfileId};
-use domain::meeting::{MeetingCommand, MeetingError};
+use domain::meeting::{CacheKey, MeetingCommand, MeetingError};
 use domain::profile::{ProfileCommand, ProfileError};
 use domain::text::Reason;
 use event_store::EventStore;
 use event_store::command_bus::{Accepted, CommandBus, CommandError, Context};
+use event_store::log;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -25,7 +28,17 @@ pub async fn erase_profile(
     at: Timestamp,
     context: &Context,
 ) -> Result<Accepted, CommandError<ProfileError>> {
-    despite_unreadable(store, || bus.profile(id, ProfileCommand::Erase { at }, context)).await
+    let erase = |lost| {
+        despite_unreadable(store, move || bus.profile(id, ProfileCommand::Erase { at, lost }, context))
+    };
+    match erase(false).await {
+        Err(CommandError::Refused(ProfileError::NotFound))
+            if has_history::<ProfileError>(store, "profile", id.as_uuid()).await? =>
+        {
+            erase(true).await
+        }
+        erased => erased,
+    }
 }
 
 /// Forgets a meeting, as [`erase_profile`] does a person.
@@ -37,8 +50,52 @@ pub async fn erase_meeting(
     at: Timestamp,
     context: &Context,
 ) -> Result<Accepted, CommandError<MeetingError>> {
-    let erase = || bus.meeting(id, MeetingCommand::Erase { reason: reason.clone(), at }, context);
-    despite_unreadable(store, erase).await
+    let erase = |lost: Option<BTreeSet<CacheKey>>| {
+        let command = MeetingCommand::Erase { reason: reason.clone(), at, lost };
+        despite_unreadable(store, move || bus.meeting(id, command.clone(), context))
+    };
+    match erase(None).await {
+        Err(CommandError::Refused(MeetingError::NotFound))
+            if has_history::<MeetingError>(store, "meeting", id.as_uuid()).await? =>
+        {
+            erase(Some(cached_by(store, id).await?)).await
+        }
+        erased => erased,
+    }
+}
+
+/// Says whether an aggregate has events, of which nothing is known any more if what it began with was skipped.
+async fn has_history<E: std::error::Error + 'static>(
+    store: &EventStore,
+    aggregate_type: &str,
+    id: Uuid,
+) -> Result<bool, CommandError<E>> {
+    let version = log::version_at(store.pool(), aggregate_type, id, i64::MAX).await;
+    version.map(|version| version > 0).map_err(looking_back)
+}
+
+/// Returns the keys under which a meeting ever cached a result. What is no key is in no cache.
+async fn cached_by(
+    store: &EventStore,
+    id: MeetingId,
+) -> Result<BTreeSet<CacheKey>, CommandError<MeetingError>> {
+    let keys: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
+        "SELECT DISTINCT payload #>> '{StageResultCached,stage}', payload #>> '{StageResultCached,content_fp}'
+           FROM log.events
+          WHERE aggregate_type = 'meeting' AND aggregate_id = $1 AND event_type = 'StageResultCached'",
+    )
+    .bind(id.to_string())
+    .fetch_all(store.pool())
+    .await
+    .map_err(looking_back::<MeetingError>)?;
+    let key = |(stage, content_fp): (Option<String>, Option<String>)| {
+        Some(CacheKey { stage: stage?.parse().ok()?, content_fp: content_fp?.parse().ok()? })
+    };
+    Ok(keys.into_iter().filter_map(key).collect())
+}
+
+fn looking_back<E: std::error::Error + 'static>(source: sqlx::Error) -> CommandError<E> {
+    CommandError::Database { phase: "looking for what is to be erased", source }
 }
 
 /// Erases, and sets aside whichever events cannot be read: the first one is named each time that it is tried.
@@ -75,24 +132,27 @@ async fn set_aside(store: &EventStore, position: i64) -> bool {
     }
 }
 
-/// Erases once more what has a tombstone and lacks the event: a log that was restored from before the erasure.
-pub(super) async fn erase_again(store: &EventStore, bus: &CommandBus) -> Result<(), EraseError> {
+/// Erases once more what has a tombstone and lacks the event: a log that was restored from before the erasure. A
+/// tombstone is of the moment of its event. Says whether nothing is left to erase.
+pub(super) async fn erase_again(store: &EventStore, bus: &CommandBus) -> Result<bool, EraseError> {
     let failed = database("looking for what was erased before a restore");
     let left: Vec<(ErasureKind, Uuid)> = sqlx::query_as(
-        "SELECT kind, id FROM (
-             SELECT kind, id, life FROM keys.subjects
-              WHERE destroyed_at IS NOT NULL AND kind IN ('profile', 'meeting')) AS destroyed
-          WHERE life > (SELECT count(*) FROM log.events
+        "SELECT kind, id FROM keys.subjects
+          WHERE destroyed_at IS NOT NULL AND kind IN ('profile', 'meeting')
+            AND EXISTS (SELECT FROM log.events WHERE aggregate_type = kind AND aggregate_id = id::text)
+            AND NOT EXISTS (SELECT FROM log.events
                              WHERE aggregate_type = kind AND aggregate_id = id::text
-                               AND event_type IN ('ProfileErased', 'MeetingErased'))
-            AND EXISTS (SELECT FROM log.events WHERE aggregate_type = kind AND aggregate_id = id::text)",
+                               AND event_type IN ('ProfileErased', 'MeetingErased')
+                               AND recorded_at >= destroyed_at)
+          ORDER BY destroyed_at, id",
     )
     .fetch_all(store.pool())
     .await
     .map_err(&failed)?;
     if left.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
+    let mut whole = true;
     let at: Timestamp =
         sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(store.pool()).await.map_err(&failed)?;
     let reason: Reason = "erased before the log was restored".parse().expect("it is short and not blank");
@@ -111,8 +171,11 @@ pub(super) async fn erase_again(store: &EventStore, bus: &CommandBus) -> Result<
         let kind = kind.name();
         match failure {
             None => info!(kind, %id, "erased again after a restore"),
-            Some(error) => warn!(kind, %id, error, "what was erased before a restore is not erased again"),
+            Some(error) => {
+                whole = false;
+                warn!(kind, %id, error, "what was erased before a restore is not erased again yet");
+            }
         }
     }
-    Ok(())
+    Ok(whole)
 }

@@ -1,9 +1,13 @@
 //! What other generations of the tables than the live one have of whoever was forgotten: it is deleted there.
 
+use std::collections::BTreeSet;
+
 use event_store::{EventStore, locks};
-use sqlx::{Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
+use super::receipt::after;
+use super::voices::links;
 use super::{EraseError, Erasure, ErasureKind, database};
 use crate::schema::{self, LIVE, quoted};
 use crate::tables::checkpoint;
@@ -14,6 +18,7 @@ use crate::tables::checkpoint;
 pub(super) async fn clean_generations(
     store: &EventStore,
     erasure: &Erasure,
+    meetings: &[String],
 ) -> Result<Option<String>, EraseError> {
     let failed = database("cleaning other generations");
     let mut transaction = store.pool().begin().await.map_err(&failed)?;
@@ -28,13 +33,42 @@ pub(super) async fn clean_generations(
     }
     let schemas = schema::generations(&mut *transaction).await.map_err(&failed)?;
     for schema in schemas.into_iter().filter(|schema| schema != LIVE) {
-        clean(&mut transaction, &schema, erasure).await.map_err(&failed)?;
+        clean(&mut transaction, &schema, erasure, meetings).await.map_err(&failed)?;
     }
     transaction.commit().await.map_err(&failed)?;
     Ok(None)
 }
 
-async fn clean(transaction: &mut PgConnection, schema: &str, erasure: &Erasure) -> Result<(), sqlx::Error> {
+/// Deletes from tables that are laid down as they stood at `position` what they have of whoever was forgotten since.
+/// An erasure that comes meanwhile waits for them.
+pub(crate) async fn leave_out_erased(
+    store: &EventStore,
+    connection: &mut PgConnection,
+    schema: &str,
+    position: i64,
+) -> Result<(), sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    for erasure in after(store.pool(), position).await? {
+        let meetings = match erasure.kind {
+            ErasureKind::Profile => {
+                let links = links(store.pool(), &erasure).await?;
+                links.into_iter().map(|(meeting, _)| meeting).collect::<BTreeSet<_>>()
+            }
+            ErasureKind::Meeting => BTreeSet::from([erasure.subject]),
+        };
+        let meetings = meetings.iter().map(Uuid::to_string).collect::<Vec<_>>();
+        clean(&mut transaction, schema, &erasure, &meetings).await?;
+    }
+    transaction.commit().await
+}
+
+/// Deletes the rows of the subject, and what stages cached in `meetings`: those of the subject.
+async fn clean(
+    transaction: &mut PgConnection,
+    schema: &str,
+    erasure: &Erasure,
+    meetings: &[String],
+) -> Result<(), sqlx::Error> {
     // Without its tables it is none any more.
     if !schema::exists(transaction, schema).await? {
         return Ok(());
@@ -47,16 +81,25 @@ async fn clean(transaction: &mut PgConnection, schema: &str, erasure: &Erasure) 
         ErasureKind::Profile => {
             sqlx::query("DELETE FROM user_profiles WHERE id = $1")
                 .bind(erasure.subject)
-                .execute(transaction)
+                .execute(&mut *transaction)
                 .await?;
         }
         ErasureKind::Meeting => clean_of_meeting(transaction, erasure.subject).await?,
     }
+    sqlx::query(
+        "DELETE FROM cache WHERE key IN (
+             SELECT concat_ws(':', payload #>> '{StageResultCached,stage}',
+                              payload #>> '{StageResultCached,content_fp}')
+               FROM log.events
+              WHERE aggregate_type = 'meeting' AND aggregate_id = ANY ($1) AND event_type = 'StageResultCached')",
+    )
+    .bind(meetings)
+    .execute(transaction)
+    .await?;
     Ok(())
 }
 
-/// Deletes what a generation has of a meeting, and what is cached under a key under which the meeting ever cached
-/// a result.
+/// Deletes what a generation has of a meeting.
 async fn clean_of_meeting(transaction: &mut PgConnection, meeting: Uuid) -> Result<(), sqlx::Error> {
     for delete in [
         "DELETE FROM stale_artifacts WHERE meeting_id = $1",
@@ -68,15 +111,9 @@ async fn clean_of_meeting(transaction: &mut PgConnection, meeting: Uuid) -> Resu
     ] {
         sqlx::query(delete).bind(meeting).execute(&mut *transaction).await?;
     }
-    sqlx::query(
-        "DELETE FROM cache WHERE key = 'meeting:' || $1 OR key IN (
-             SELECT concat_ws(':', payload #>> '{StageResultCached,stage}',
-                              payload #>> '{StageResultCached,content_fp}')
-               FROM log.events
-              WHERE aggregate_type = 'meeting' AND aggregate_id = $1 AND event_type = 'StageResultCached')",
-    )
-    .bind(meeting.to_string())
-    .execute(transaction)
-    .await?;
+    sqlx::query("DELETE FROM cache WHERE key = 'meeting:' || $1")
+        .bind(meeting.to_string())
+        .execute(transaction)
+        .await?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::POLL;
+use super::{BATCH, POLL};
 
 /// What was forgotten: the receipt of an erasure.
 #[derive(Debug, Clone, Serialize, FromRow, ToSchema)]
@@ -108,9 +108,15 @@ pub async fn latest(pool: &PgPool, before: Option<i64>, limit: i64) -> Result<Ve
 
 /// Returns erasures that are under way, those first that wait for nothing.
 pub(super) async fn under_way(pool: &PgPool) -> Result<Vec<Erasure>, sqlx::Error> {
-    sqlx::query_as(select!("WHERE completed_at IS NULL ORDER BY waits_for IS NOT NULL, number LIMIT 100"))
+    sqlx::query_as(select!("WHERE completed_at IS NULL ORDER BY waits_for IS NOT NULL, number LIMIT $1"))
+        .bind(i64::try_from(BATCH).unwrap_or(i64::MAX))
         .fetch_all(pool)
         .await
+}
+
+/// Returns the erasures whose events are after `position`.
+pub(super) async fn after(pool: &PgPool, position: i64) -> Result<Vec<Erasure>, sqlx::Error> {
+    sqlx::query_as(select!("WHERE position > $1 ORDER BY number")).bind(position).fetch_all(pool).await
 }
 
 /// How many erasures are not carried out yet.

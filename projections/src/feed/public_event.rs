@@ -64,6 +64,7 @@ event_types![
     ("meeting", "artifact_stored", "ArtifactStored", MeetingArtifactStored),
     ("meeting", "artifacts_outdated", "ArtifactsOutdated", MeetingArtifactsOutdated),
     ("meeting", "stage_result_cached", "StageResultCached", MeetingStageResultCached),
+    ("meeting", "stage_results_dropped", "StageResultsDropped", MeetingStageResultsDropped),
     ("meeting", "completed", "MeetingCompleted", MeetingCompleted),
     ("meeting", "failed", "MeetingFailed", MeetingFailed),
     ("meeting", "erased", "MeetingErased", MeetingErased),
@@ -136,6 +137,7 @@ pub enum PublicEvent {
     MeetingArtifactStored(MeetingArtifactStored),
     MeetingArtifactsOutdated(MeetingArtifactsOutdated),
     MeetingStageResultCached(MeetingStageResultCached),
+    MeetingStageResultsDropped(MeetingStageResultsDropped),
     MeetingCompleted(MeetingCompleted),
     MeetingFailed(MeetingFailed),
     MeetingErased(MeetingErased),
@@ -340,6 +342,15 @@ public! {
         content_fp: String,
         /// From when on it is no longer used.
         expires_at: Option<DateTime<Utc>>,
+    }
+
+    /// What was kept of stages was taken out of the cache again, because somebody was forgotten: whoever has copies
+    /// drops them too.
+    MeetingStageResultsDropped {
+        /// The meeting.
+        meeting_id: Uuid,
+        /// Under which keys the cache had it, `<stage>:<content_fp>`.
+        keys: Vec<String>,
     }
 
     /// The meeting is processed: all that is needed to act on it without asking back.
@@ -574,6 +585,12 @@ fn meeting_event(id: domain::ids::MeetingId, event: &MeetingEvent) -> PublicEven
                 stage: stage.as_str().to_owned(),
                 content_fp: content_fp.as_str().to_owned(),
                 expires_at: *expires_at,
+            })
+        }
+        MeetingEvent::StageResultsDropped { cached, cause: _ } => {
+            PublicEvent::MeetingStageResultsDropped(MeetingStageResultsDropped {
+                meeting_id,
+                keys: cached.iter().map(ToString::to_string).collect(),
             })
         }
         MeetingEvent::MeetingCompleted(completed) => PublicEvent::MeetingCompleted(MeetingCompleted {

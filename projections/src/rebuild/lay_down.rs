@@ -13,6 +13,7 @@ use sqlx::Executor;
 use super::run::parked_in;
 use super::swap::{ASIDE, OLD};
 use super::{Progress, RebuildError, build, connect, database};
+use crate::erasure;
 use crate::schema::{LAYING, LIVE, NEXT, PREVIOUS, SCRATCH, quoted};
 
 /// Up to where history counts.
@@ -135,6 +136,8 @@ impl LayDown {
         build(store, LAYING, self.position, self.moment, progress).await?;
         let parked = parked_in(store, LAYING).await?;
         let mut connection = connect(store, LIVE).await?;
+        let forgotten = erasure::leave_out_erased(store, &mut connection, LAYING, self.position);
+        forgotten.await.map_err(database("leaving out whoever was forgotten since"))?;
         // It is never live: nobody will decide on what it has parked.
         let never_live = format!(
             "DELETE FROM ops.parked_events WHERE generation = (SELECT generation FROM {LAYING}.checkpoint);

@@ -163,7 +163,8 @@ async fn rename(transaction: &mut PgConnection, schema: &str) -> Result<(), sqlx
 }
 
 /// Who may do what with the live tables may do it with the others, before these are live. What the tables come
-/// with is there already; this is for what somebody has granted by hand, to a whole table or to a column of it.
+/// with is there already; this is for what somebody has granted by hand, to a whole table or to a column of it. The
+/// program's own roles have what this version gives them and no more, whatever an earlier one gave.
 async fn copy_grants(transaction: &mut PgConnection, to: &str) -> Result<(), sqlx::Error> {
     let statements: Vec<String> = sqlx::query_scalar(
         "WITH granted AS (
@@ -187,7 +188,8 @@ async fn copy_grants(transaction: &mut PgConnection, to: &str) -> Result<(), sql
                             ELSE format('%I.%I', $2, m.relname) END,
                        ' TO ', CASE m.grantee WHEN 0 THEN 'PUBLIC' ELSE m.grantee::regrole::text END)
            FROM missing m
-          WHERE (m.relname IS NULL OR to_regclass(format('%I.%I', $2, m.relname)) IS NOT NULL)
+          WHERE pg_get_userbyid(m.grantee) NOT LIKE 'minutebook\\_%'
+            AND (m.relname IS NULL OR to_regclass(format('%I.%I', $2, m.relname)) IS NOT NULL)
             AND (m.attname IS NULL OR EXISTS (
                     SELECT FROM pg_attribute a
                      WHERE a.attrelid = to_regclass(format('%I.%I', $2, m.relname)) AND a.attname = m.attname))",

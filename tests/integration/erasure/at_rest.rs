@@ -43,12 +43,26 @@ async fn neither_a_dump_nor_the_data_directory_holds_whoever_was_forgotten() {
     book.start_projector();
     book.start_erasures();
     let (profile, meeting) = told(&book).await;
-    let needles: [(&str, &[u8]); 5] = [
+    // Who has an old copy of the master key unwraps it.
+    let wrapped = |kind: &'static str| {
+        sqlx::query_scalar::<_, Vec<u8>>("SELECT wrapped FROM keys.subjects WHERE kind = $1")
+            .bind(kind)
+            .fetch_one(book.pool())
+    };
+    let (person, spoke, spoken) = (
+        wrapped("profile").await.unwrap(),
+        wrapped("speaker").await.unwrap(),
+        wrapped("meeting").await.unwrap(),
+    );
+    let needles: [(&str, &[u8]); 8] = [
         ("the name", NAME.as_bytes()),
         ("the sample", SAMPLE.1.as_bytes()),
         ("the sample as a number", SAMPLE.2),
         ("the speaker's voice", HEARD.1.as_bytes()),
         ("the speaker's voice as a number", HEARD.2),
+        ("the person's key", &person),
+        ("the voice's key", &spoke),
+        ("the meeting's key", &spoken),
     ];
     let found = |bytes: &[u8]| -> Vec<&str> {
         needles.iter().filter(|(_, needle)| contains(bytes, needle)).map(|(what, _)| *what).collect()
@@ -59,7 +73,9 @@ async fn neither_a_dump_nor_the_data_directory_holds_whoever_was_forgotten() {
     assert_eq!(found(&dump(&book, &["--exclude-schema", "read"]).await), [""; 0]);
     book.pool().execute("CHECKPOINT").await.unwrap();
     let lies = files(&cluster, &needles);
-    assert!(lies.contains(&"the name") && lies.contains(&"the sample as a number"), "{lies:?}");
+    for what in ["the name", "the sample as a number", "the person's key"] {
+        assert!(lies.contains(&what), "{what}: {lies:?}");
+    }
 
     let context = Context::system("test");
     erasure::erase_profile(&book.store, &book.bus, profile, now(), &context).await.unwrap();

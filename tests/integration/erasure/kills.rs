@@ -79,7 +79,7 @@ async fn erased(meetings: usize) -> (TestDatabase, PgPool, Uuid, usize) {
     let ran = run_on(&database, &["rebuild"]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let book = database.open().await;
-    let erase = ProfileCommand::Erase { at: now() };
+    let erase = ProfileCommand::Erase { at: now(), lost: false };
     let context = Context::system("test");
     book.bus.profile(ottilie.into(), erase, &context).await.unwrap();
     book.close().await;

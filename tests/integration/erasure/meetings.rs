@@ -6,6 +6,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use tests::clock::now;
 use tests::server::Server;
+use uuid::Uuid;
 
 use super::{People, id_of, verified};
 use crate::cli::run_on;
@@ -47,6 +48,27 @@ async fn an_erased_meeting_is_gone_and_registered_again_it_begins_anew() {
         let rows: i64 = sqlx::query_scalar(&rows).fetch_one(&people.pool).await.unwrap();
         assert_eq!(rows, 3, "the other meeting's, in {generation}");
     }
+    // The past is told without it, to whoever asks and in whatever is laid down from now on.
+    let before = receipt["position"].as_i64().unwrap() - 1;
+    for path in [format!("{meeting}?as_of={before}"), format!("{meeting}/events?as_of={before}")] {
+        let (status, refused) = people.server.get(&path).await;
+        assert_eq!((status, &refused["code"]), (404, &json!("meeting_erased")), "{path}: {refused}");
+    }
+    let (_, told) = people.server.get(&format!("{meeting}/events")).await;
+    let told: Vec<_> = told["items"].as_array().unwrap().iter().map(|event| event["type"].clone()).collect();
+    assert_eq!(told, [json!("MeetingErased")]);
+    let lay_down = ["rebuild", "--until", &before.to_string(), "--schema", "as_it_stood"];
+    let ran = run_on(&people.database, &lay_down).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let left: [i64; 4] = sqlx::query_as::<_, (i64, i64, i64, i64)>(
+        "SELECT (SELECT count(*) FROM as_it_stood.meetings), (SELECT count(*) FROM as_it_stood.files),
+                (SELECT count(*) FROM as_it_stood.speakers), (SELECT count(*) FROM as_it_stood.cache)",
+    )
+    .fetch_one(&people.pool)
+    .await
+    .unwrap()
+    .into();
+    assert_eq!(left, [1, 1, 2, 2], "the other meeting's");
     let elsewhere = format!("/v1/erasures/{}/kept-elsewhere", id_of(&meeting));
     let (_, first) = people.server.get(&format!("{elsewhere}?limit=2")).await;
     let (_, rest) =
@@ -95,23 +117,37 @@ async fn the_command_line_erases_a_meeting() {
 #[tokio::test]
 async fn meetings_are_erased_by_age_once_nothing_was_heard_of_them_for_so_long() {
     let people = People::known().await;
-    let done = people.completed(1).await;
+    people.completed(1).await;
     let under_way = people.meeting(2).await;
-    let pending = people.command("/v1/meetings", json!({"sha256": "ab".repeat(32)})).await;
+    people.command("/v1/meetings", json!({"sha256": "ab".repeat(32)})).await;
     caught_up_and_equal(&people.pool).await;
-    let book = people.database.open().await;
+    let People { database, server, pool, .. } = people;
+    assert!(server.stop().await.success());
+    let book = database.open().await;
     let at = |days| now() + TimeDelta::days(days);
-    let none = sweep(&book.store, &book.bus, 30, at(29)).await.unwrap();
-    assert_eq!(none, Swept { found: 0, erased: 0 });
-    let both = sweep(&book.store, &book.bus, 30, at(31)).await.unwrap();
-    assert_eq!(both, Swept { found: 2, erased: 2 });
-    let pending = format!("/v1/meetings/{}", pending["id"].as_str().unwrap());
-    caught_up_and_equal(&people.pool).await;
-    for (meeting, status) in [(&done, 404), (&pending, 404), (&under_way, 200)] {
-        assert_eq!(people.server.get(meeting).await.0, status, "{meeting}");
-    }
-    let (_, erasures) = people.server.get("/v1/erasures").await;
-    assert_eq!(erasures["items"][0]["reason"], json!("older than 30 days"), "{erasures}");
+    let swept = async |days, after| sweep(&book.store, &book.bus, 30, at(days), after).await.unwrap();
+    let none = Swept { found: 0, erased: 0, last: None };
+    assert_eq!(swept(29, None).await, none);
+    // It was taken on long ago, as far as the tables know, and is heard of still.
+    let age = "UPDATE meetings SET started_at = started_at - interval '40 days' WHERE id = $1";
+    sqlx::query(age).bind(id_of(&under_way).parse::<Uuid>().unwrap()).execute(&pool).await.unwrap();
+    assert_eq!(swept(29, None).await, none);
+
+    let all = swept(31, None).await;
+    assert_eq!((all.found, all.erased), (3, 3), "whatever its state");
+    // The tables do not show it yet: nothing is erased twice, and whoever comes next is not kept waiting.
+    let again = swept(31, None).await;
+    assert_eq!(again, Swept { found: 3, erased: 0, last: all.last });
+    assert_eq!(swept(31, all.last).await, none);
+    book.start_projector();
+    eventually("the tables show it", async || {
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM meetings").fetch_one(&pool).await.unwrap();
+        (left == 0).then_some(())
+    })
+    .await;
+    let reasons: Vec<String> =
+        sqlx::query_scalar("SELECT DISTINCT reason FROM keys.erasures").fetch_all(&pool).await.unwrap();
+    assert_eq!(reasons, ["older than 30 days"]);
     book.close().await;
 }
 

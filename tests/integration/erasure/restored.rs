@@ -3,6 +3,7 @@
 
 use projections::erasure;
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
 use tests::TestDatabase;
 use tests::server::Server;
 use uuid::Uuid;
@@ -77,4 +78,152 @@ async fn who_was_forgotten_after_a_backup_is_forgotten_again_by_the_first_server
     assert_eq!(noted(&server, "restore").await.len(), 1);
     assert!(server.stop().await.success());
     verified(&restored).await;
+}
+
+/// A place for a backup and for a list of the erased.
+struct Place {
+    dir: String,
+    list: String,
+    _place: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let [dir, list] =
+            ["backup", "erasures.json"].map(|name| place.path().join(name).display().to_string());
+        Self { dir, list, _place: place }
+    }
+}
+
+async fn erased(server: &Server, path: &str, body: Value) {
+    let (status, receipt) = super::erase(server, path, body).await;
+    assert_eq!((status, &receipt["state"]), (200, &json!("complete")), "{receipt}");
+}
+
+#[tokio::test]
+async fn a_meeting_that_ended_a_life_without_a_key_is_erased_again_after_a_restore() {
+    let people = People::known().await;
+    let file = json!({"sha256": format!("{:064x}", 1)});
+    for _ in 0..2 {
+        let told = people.command("/v1/meetings", file.clone()).await;
+        let meeting = format!("/v1/meetings/{}", told["id"].as_str().unwrap());
+        erased(&people.server, &meeting, json!({"reason": "uploaded by mistake"})).await;
+    }
+    let meeting = people.completed(1).await;
+    let Place { dir, list, _place } = Place::new();
+    ran(&people.database, &["backup", &dir]).await;
+    erased(&people.server, &meeting, json!({"reason": "on request"})).await;
+    ran(&people.database, &["backup", "--erasures", &list]).await;
+
+    let restored = TestDatabase::blank().await;
+    ran(&restored, &["restore", &dir, "--erasures", &list]).await;
+    let server = Server::start_with(&restored, &PLANE).await;
+    eventually("it is erased again", async || (server.get(&meeting).await.0 == 404).then_some(())).await;
+
+    // So it is where nothing was sealed in the life that the list ends.
+    let told = people.command("/v1/meetings", file).await;
+    let Place { dir, list, _place } = Place::new();
+    ran(&people.database, &["backup", &dir]).await;
+    assert_eq!(format!("/v1/meetings/{}", told["id"].as_str().unwrap()), meeting);
+    erased(&people.server, &meeting, json!({"reason": "once more"})).await;
+    ran(&people.database, &["backup", "--erasures", &list]).await;
+    let restored = TestDatabase::blank().await;
+    ran(&restored, &["restore", &dir, "--erasures", &list]).await;
+    let server = Server::start_with(&restored, &PLANE).await;
+    eventually("it is erased again", async || (server.get(&meeting).await.0 == 404).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_was_erased_again_after_a_restore_may_be_registered_anew_and_stays() {
+    let people = People::known().await;
+    let meeting = people.completed(1).await;
+    let Place { dir, list, _place } = Place::new();
+    ran(&people.database, &["backup", &dir]).await;
+    for _ in 0..2 {
+        erased(&people.server, &meeting, json!({"reason": "on request"})).await;
+        assert_eq!(people.completed(1).await, meeting);
+    }
+    erased(&people.server, &meeting, json!({"reason": "on request"})).await;
+    ran(&people.database, &["backup", "--erasures", &list]).await;
+
+    let restored = TestDatabase::blank().await;
+    ran(&restored, &["restore", &dir, "--erasures", &list]).await;
+    let server = Server::start_with(&restored, &PLANE).await;
+    eventually("it is erased again", async || (server.get(&meeting).await.0 == 404).then_some(())).await;
+    let file = json!({"sha256": format!("{:064x}", 1)});
+    assert_eq!(server.post("/v1/meetings", &file).await.0, 201);
+    assert!(server.stop().await.success());
+    let server = Server::start_with(&restored, &PLANE).await;
+    // Once this one is complete, it was looked whether anything is to be erased again.
+    erased(&server, &format!("/v1/profiles/{}", people.ottilie), json!({})).await;
+    assert_eq!(server.get(&meeting).await.0, 200, "it was registered anew");
+    assert!(server.stop().await.success());
+    verified(&restored).await;
+}
+
+#[tokio::test]
+async fn after_a_recovery_to_before_an_erasure_the_list_is_applied_by_hand_while_nobody_serves() {
+    let People { database, server, pool, ottilie, .. } = {
+        let people = People::known().await;
+        people.completed(1).await;
+        caught_up_and_equal(&people.pool).await;
+        people
+    };
+    assert!(server.stop().await.success());
+    pool.close().await;
+    let recovered = copy(&database).await;
+    let profile = format!("/v1/profiles/{ottilie}");
+    let server = Server::start_with(&database, &PLANE).await;
+    erased(&server, &profile, json!({})).await;
+    let Place { list, _place, .. } = Place::new();
+    ran(&database, &["backup", "--erasures", &list]).await;
+
+    let server = Server::start_with(&recovered, &PLANE).await;
+    assert_eq!(server.get(&profile).await.0, 200, "it is of before");
+    let apply = ["erasures", "apply", &list, "--json"];
+    let refused = run_on(&recovered, &apply).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("must be stopped"), "{}", refused.stderr);
+    assert!(server.stop().await.success());
+    let mut of_another: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    of_another["log_id"] = json!(Uuid::nil());
+    let another = format!("{list}.another");
+    std::fs::write(&another, of_another.to_string()).unwrap();
+    let refused = run_on(&recovered, &["erasures", "apply", &another]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("is of the log"), "{}", refused.stderr);
+    let destructions = async || -> i64 {
+        let pool = recovered.pool().await;
+        let count =
+            sqlx::query_scalar("SELECT destructions FROM keys.master").fetch_one(&pool).await.unwrap();
+        pool.close().await;
+        count
+    };
+    let before = destructions().await;
+    for destroyed in [2, 0] {
+        let told = run_on(&recovered, &apply).await;
+        assert_eq!(told.code, Some(0), "{}", told.stderr);
+        let told: Value = serde_json::from_str(&told.stdout).unwrap();
+        assert_eq!(told, json!({"listed": 2, "keys_destroyed": destroyed}), "the person's and the voice's");
+    }
+    assert_eq!(destructions().await, before + 2, "whoever remembers a key drops it");
+
+    let server = Server::start_with(&recovered, &PLANE).await;
+    eventually("she is forgotten again", async || (server.get(&profile).await.0 == 404).then_some(())).await;
+    erased(&server, &profile, json!({})).await;
+    assert_eq!(noted(&server, "apply_erasures").await, vec![(json!("local"), Value::Null); 2]);
+    assert!(server.stop().await.success());
+    verified(&recovered).await;
+}
+
+/// Returns a copy of a database that nobody uses.
+async fn copy(database: &TestDatabase) -> TestDatabase {
+    let name = database.url.split('?').next().unwrap().rsplit_once('/').unwrap().1;
+    let url = database.url.replacen(name, &format!("{name}_recovered"), 1);
+    let copy = format!("CREATE DATABASE {name}_recovered TEMPLATE {name}");
+    eventually("nobody is connected any more", async || {
+        let mut connection = PgConnection::connect(&tests::server_url()).await.unwrap();
+        connection.execute(copy.as_str()).await.ok()
+    })
+    .await;
+    TestDatabase { url }
 }

@@ -70,7 +70,7 @@ impl Told {
 
     /// Forgets Ada; nobody carries it out yet.
     async fn forget(&self) {
-        let erase = ProfileCommand::Erase { at: now() };
+        let erase = ProfileCommand::Erase { at: now(), lost: false };
         self.book.bus.profile(self.ada, erase, &Context::default()).await.unwrap();
     }
 
@@ -129,7 +129,7 @@ async fn what_would_link_somebody_once_more_is_decided_anew_without_them() {
     let before = told.last_link().await;
     // This process remembers how it was, another one forgets her.
     let forgetting = told.database.open().await;
-    let erase = ProfileCommand::Erase { at: now() };
+    let erase = ProfileCommand::Erase { at: now(), lost: false };
     let erased = forgetting.bus.profile(told.ada, erase, &Context::default()).await.unwrap();
     assert!(before < Some(erased.position));
     forgetting.close().await;

@@ -260,7 +260,7 @@ async fn what_another_process_enrolled_removed_or_erased_counts_at_once() {
     let bo = enrol(&other, "Bo", &[54.0]).await;
     let book = database.open().await;
     let context = Context::system("test");
-    book.bus.profile(bo.into(), ProfileCommand::Erase { at: now() }, &context).await.unwrap();
+    book.bus.profile(bo.into(), ProfileCommand::Erase { at: now(), lost: false }, &context).await.unwrap();
     book.close().await;
     let after = meeting(&server, 21).await;
     diarize(&server, &after, &[cluster("a", 54.0)]).await;

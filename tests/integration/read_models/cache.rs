@@ -58,7 +58,7 @@ async fn a_completed_meeting_s_result_is_cached_renewed_and_holds_no_name() {
     // While it is done anew the last result stays, and goes when the meeting does.
     let again = command(&server, &id, "reprocess", &json!({"worker": "w"})).await;
     assert_eq!(result(&server, &path, again).await, last);
-    let erase = MeetingCommand::Erase { reason: "on request".parse().unwrap(), at: now() };
+    let erase = MeetingCommand::Erase { reason: "on request".parse().unwrap(), at: now(), lost: None };
     let erased = book.bus.meeting(meeting_id, erase, &Context::default()).await.unwrap();
     assert_eq!(read(&server, &path, erased.position).await.0, 404);
     assert_eq!(read(&server, &format!("/v1/meetings/{id}"), erased.position).await.0, 404);

@@ -155,7 +155,10 @@ pub(crate) fn meeting_command(random: &mut fastrand::Rng, id: MeetingId) -> Meet
             at,
         },
         21 => MeetingCommand::Complete { at },
-        22 if random.u8(..4) == 0 => MeetingCommand::Erase { reason: "on request".parse().unwrap(), at },
+        22 if random.u8(..4) == 0 => {
+            MeetingCommand::Erase { reason: "on request".parse().unwrap(), at, lost: None }
+        }
+        22 if random.u8(..4) == 0 => MeetingCommand::ForgetPerson { profile_id: random_profile(random) },
         22 => MeetingCommand::Complete { at },
         23 => MeetingCommand::DismissCorrection {
             speaker_id: id.speaker(random.u32(1..4), &random_cluster(random).parse().unwrap()),
@@ -224,7 +227,7 @@ pub(crate) fn profile_command(random: &mut fastrand::Rng, id: ProfileId) -> Prof
             ProfileCommand::EnrolVoice { sample_id, voice, source: None, at: now() }
         }
         8 => ProfileCommand::RemoveVoice { sample_id },
-        _ if random.u8(..4) == 0 => ProfileCommand::Erase { at: now() },
+        _ if random.u8(..4) == 0 => ProfileCommand::Erase { at: now(), lost: false },
         _ => ProfileCommand::RemoveVoice { sample_id },
     }
 }
