@@ -122,6 +122,7 @@ pub async fn fill(database: &TestDatabase, events: usize) {
 pub async fn numbers_of_a_process(variable: &str, database: &TestDatabase) -> Vec<f64> {
     let output = Command::new(std::env::current_exe().unwrap())
         .env(variable, &database.url)
+        .env(crate::MASTER_KEY_FILE, crate::master_key_file())
         .stderr(Stdio::inherit())
         .output()
         .await
