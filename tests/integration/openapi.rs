@@ -24,7 +24,7 @@ async fn the_document_names_every_route_and_what_it_answers_with() {
     });
     insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"), @"
     GET /healthz -> 200
-    GET /metrics -> 200
+    GET /metrics -> 200 401 403 429
     GET /readyz -> 200 503
     GET /v1/audit/access -> 200 401 403 404 422 429 503
     GET /v1/audit/speaker-reassignments -> 200 401 403 404 422 429 503
