@@ -406,7 +406,7 @@ async fn whatever_is_refused_is_a_page_with_its_status_and_says_nothing_raw() {
         ("/nowhere", 404, "There is no such route"),
         (&*beyond, 503, "Try again"),
         (&format!("{meeting}?as_of=4000000000"), 422, "still to come"),
-        (&format!("{meeting}?surprise=1"), 422, "unknown"),
+        (&format!("{meeting}?surprise=1"), 422, "Unknown"),
         (&format!("{meeting}/speakers/018f0000-0000-7000-8000-000000000001"), 404, "speaker"),
         ("/meetings?cursor=x", 422, "next_cursor"),
         ("/audit?from=yesterday", 422, "a time must be a day"),
