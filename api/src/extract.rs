@@ -364,11 +364,15 @@ impl<T: DeserializeOwned> QueryOf<T> {
     /// Parses an address's query string.
     pub fn of(uri: &Uri) -> Result<Self, Problem> {
         let problem = |rejection: QueryRejection| {
-            let message = without_values(&rejection.body_text());
+            let text = rejection.body_text();
+            // Of an unknown parameter nothing is repeated: its name may be anything, and stands there twice.
+            if text.contains("unknown field `") {
+                let expected = text.rfind("`, expected ").map_or("", |end| &text[end + 1..]);
+                return Problem::invalid("invalid_query", format!("unknown field{expected}"));
+            }
+            let message = without_values(&text);
             let message = message.strip_prefix("Failed to deserialize query string: ").unwrap_or(&message);
-            // Its name stands before it, too.
-            let unknown = message.rfind(": unknown field").map(|end| &message[end + 2..]);
-            Problem::invalid("invalid_query", unknown.unwrap_or(message))
+            Problem::invalid("invalid_query", message)
         };
         let Query(query) = Query::<T>::try_from_uri(uri).map_err(problem)?;
         Ok(Self(query))

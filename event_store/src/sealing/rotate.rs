@@ -84,7 +84,8 @@ impl Keyring {
             return Err(KeyError::Rotating);
         }
         let rotated = self.rotate_alone(progress).await;
-        // With its connection the lock goes.
+        // Where that fails the lock goes with its connection, a moment later.
+        let _ = sqlx::query("SELECT pg_advisory_unlock($1)").bind(locks::ROTATION).execute(&mut turn).await;
         let _ = turn.close().await;
         rotated
     }
