@@ -9,6 +9,7 @@ mod under_way;
 
 use std::collections::BTreeMap;
 
+use api::auth::Role;
 use domain::meeting::FORGOTTEN;
 use domain::personal_data::Subject;
 use projections::erasure;
@@ -254,6 +255,33 @@ async fn whoever_is_forgotten_is_gone_from_everywhere_and_nothing_brings_them_ba
     assert_eq!(people.server.get(&format!("{path}?as_of={before}")).await.0, 404);
     caught_up_and_equal(&people.pool).await;
     verified(&people.database).await;
+}
+
+#[tokio::test]
+async fn what_a_stage_cached_is_in_no_history_before_an_erasure_nor_after_it() {
+    let people = People::known().await;
+    let meeting = people.completed(1).await;
+    let request = people.server.client.put(people.server.at(&format!("{meeting}/cache/embed")));
+    let value = json!({"a": [0.25, 0.125], "speaker": NAME}).to_string();
+    assert_eq!(answer(request.json(&json!({"value": value}))).await.0, 200);
+    let told = async || {
+        for role in [Role::Pipeline, Role::Reviewer, Role::Auditor, Role::Admin] {
+            let client = people.server.as_(role, "somebody-1");
+            let events = people.server.at(&format!("{meeting}/events?limit=500"));
+            let (status, events) = answer(client.get(events)).await;
+            assert_eq!(status, 200, "{events}");
+            let cached = |event: &&Value| event["type"] == "StageResultCached";
+            let cached = events["items"].as_array().unwrap().iter().filter(cached).collect::<Vec<_>>();
+            assert_eq!(cached.len(), 2, "{events}");
+            for event in cached {
+                assert_eq!(event["payload"]["StageResultCached"]["value"], Value::Null, "{event}");
+            }
+            assert!(!events.to_string().contains("Ottilie"), "{events}");
+        }
+    };
+    told().await;
+    people.forget().await;
+    told().await;
 }
 
 #[tokio::test]

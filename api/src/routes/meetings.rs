@@ -611,12 +611,16 @@ fn without_candidates(payload: String) -> serde_json::Result<String> {
     Ok(shown.to_string())
 }
 
-/// Voices are personal: a diarization is shown with the models, and without the vectors.
-fn without_vectors(payload: String) -> serde_json::Result<String> {
-    if !payload.contains("\"vector\"") {
+/// Voices are personal: a diarization is shown with the models, and without the vectors. What a stage cached may
+/// have some too, and names: it is read at `/v1/cache`, by those who may.
+fn without_voices(payload: String) -> serde_json::Result<String> {
+    if !payload.contains("\"vector\"") && !payload.contains("\"StageResultCached\"") {
         return Ok(payload);
     }
     let mut shown: serde_json::Value = serde_json::from_str(&payload)?;
+    if let Some(cached) = shown.pointer_mut("/StageResultCached/value") {
+        *cached = serde_json::Value::Null;
+    }
     let clusters =
         shown.pointer_mut("/SpeakersDiarized/clusters").and_then(|clusters| clusters.as_array_mut());
     for cluster in clusters.into_iter().flatten() {
@@ -630,7 +634,7 @@ fn without_vectors(payload: String) -> serde_json::Result<String> {
 /// Show a meeting's history
 ///
 /// Of one that was erased it begins with the erasure: what was before is shown to nobody. A member is told no
-/// candidates: whom a speaker merely resembles.
+/// candidates: whom a speaker merely resembles. Voices' numbers and cached results are shown to nobody here.
 #[utoipa::path(get, operation_id = "listMeetingEvents", path = "/v1/meetings/{id}/events", tag = "meetings",
     params(("id" = Uuid, Path), EventsQuery, ReadHeaders),
     responses((status = 200, body = Page<MeetingEventView>), PastReadProblems))]
@@ -665,7 +669,7 @@ async fn events(
         return Err(Problem::not_found("meeting_not_found", "there is no such meeting"));
     }
     let shown = |payload| {
-        let shown = without_vectors(payload)?;
+        let shown = without_voices(payload)?;
         if caller.sees_candidates() { Ok(shown) } else { without_candidates(shown) }
     };
     let view = |event: log::StoredEvent| {
