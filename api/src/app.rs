@@ -6,19 +6,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{Instrument, debug, info_span};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
 use crate::access::{Refusal, Refusals};
@@ -27,13 +28,15 @@ use crate::book::SharedBook;
 use crate::config::{Part, ServeConfig};
 use crate::error::Problem;
 use crate::extract::REQUEST_ID;
-use crate::followers::Followers;
 use crate::matching::Matching;
+use crate::places::Places;
 use crate::rate_limit::RateLimit;
 use crate::{pages, routes, security_headers};
 
+/// Where the document is that describes the routes.
+const DOCUMENT: &str = "/openapi.json";
 /// How many requests of strangers have their body read at a time.
-const STRANGERS: usize = 16;
+const STRANGERS: usize = 128;
 /// The most bytes of such a body: the longest token there is, and the way back.
 const STRANGERS_BODY: usize = 16 * 1024;
 /// How long such a request may take.
@@ -52,14 +55,14 @@ pub struct AppState {
     pub matching: Matching,
     /// What renders the metrics.
     pub metrics: PrometheusHandle,
-    /// One permit per request under way.
-    permits: Arc<Semaphore>,
-    /// One permit per request of a stranger whose body is read: they must not take those of whoever has a token.
-    strangers: Arc<Semaphore>,
+    /// Places for requests under way.
+    requests: Places,
+    /// Places for requests of strangers whose body is read: they must not take those of whoever has a token.
+    strangers: Places,
     /// How much one caller may ask.
     rate_limit: RateLimit,
     /// Places for clients that follow the changes, or take the whole audit.
-    pub followers: Followers,
+    pub followers: Places,
     /// Where requests that were refused for want of a right are noted.
     pub refusals: Refusals,
     /// What browsers are told about TLS.
@@ -78,9 +81,9 @@ impl AppState {
         metrics: PrometheusHandle,
         stopping: CancellationToken,
     ) -> Self {
-        let permits = Arc::new(Semaphore::new(config.max_requests));
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
-        let followers = Followers::new(config.max_followers, config.max_followers_of_one);
+        let requests = Places::new(config.max_requests, config.max_requests_of_one());
+        let strangers = Places::new(STRANGERS, STRANGERS);
+        let followers = Places::new(config.max_followers, config.max_followers_of_one);
         let (refusals, noting) = Refusals::new(book.pool().clone(), book.shutdown.clone());
         book.tasks.spawn(noting);
         let rate_limit = RateLimit::new(config.rate_limit);
@@ -92,7 +95,7 @@ impl AppState {
             config: Arc::new(config),
             matching,
             metrics,
-            permits,
+            requests,
             strangers,
             rate_limit,
             followers,
@@ -171,8 +174,7 @@ pub fn unguarded(state: AppState, caller: Caller) -> Router {
 /// through who may not: inside of the limits, for it asks the database.
 fn inside(state: &AppState, guard: impl Fn(Router<AppState>) -> Router<AppState>) -> Router<AppState> {
     let (limited, operations, document) = api();
-    let limited =
-        limited.merge(pages::router()).merge(SwaggerUi::new("/docs").url("/openapi.json", document));
+    let limited = limited.merge(pages::router()).merge(described_by(document));
     guard(limited)
         .layer(middleware::from_fn_with_state(state.clone(), limit))
         // Outside the limits: a busy server is alive, and its metrics say how busy it is.
@@ -186,6 +188,14 @@ fn inside(state: &AppState, guard: impl Fn(Router<AppState>) -> Router<AppState>
             )
         })
         .layer(middleware::from_fn_with_state(state.clone(), limit_rate))
+}
+
+/// Returns the document, which is written once and not for each request, and the page that shows it.
+fn described_by(document: utoipa::openapi::OpenApi) -> Router<AppState> {
+    let json = Bytes::from(document.to_json().expect("it is made of strings, numbers and lists"));
+    let shown = async move || ([(header::CONTENT_TYPE, mime::APPLICATION_JSON.as_ref())], json.clone());
+    let page = SwaggerUi::new("/docs").config(Config::from(DOCUMENT));
+    Router::from(page).route(DOCUMENT, get(shown))
 }
 
 /// Adds what is outside of authentication.
@@ -257,8 +267,12 @@ async fn limit_rate(State(state): State<AppState>, request: Request, next: Next)
 /// Bounds how many requests are under way, how long each takes, and how large its body is. A command that was cut
 /// off may have taken effect: an append once handed over is carried out.
 async fn limit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let Limits { permits, time, body } = limits(&state, &request);
-    let Ok(_permit) = permits.try_acquire() else {
+    let Limits { places, time, body } = limits(&state, &request);
+    // Before any of it is read.
+    if content_length(&request).is_some_and(|length| length > body as u64) {
+        return Problem::body_too_large().into_response();
+    }
+    let Some(_place) = places.enter(request.extensions().get::<Caller>()) else {
         return Problem::too_many().into_response();
     };
     DefaultBodyLimit::max(body).apply(&mut request);
@@ -274,7 +288,7 @@ async fn limit(State(state): State<AppState>, mut request: Request, next: Next) 
 
 /// What a request may take.
 struct Limits<'a> {
-    permits: &'a Semaphore,
+    places: &'a Places,
     time: Duration,
     body: usize,
 }
@@ -283,9 +297,13 @@ fn limits<'a>(state: &'a AppState, request: &Request) -> Limits<'a> {
     let (config, path) = (&state.config, request.extensions().get::<MatchedPath>());
     if path.is_some_and(|path| auth::access::takes_from_anybody(request.method(), path.as_str())) {
         let time = config.request_timeout.min(STRANGERS_TIME);
-        return Limits { permits: &state.strangers, time, body: config.body_limit.min(STRANGERS_BODY) };
+        return Limits { places: &state.strangers, time, body: config.body_limit.min(STRANGERS_BODY) };
     }
-    Limits { permits: &state.permits, time: config.request_timeout, body: config.body_limit }
+    Limits { places: &state.requests, time: config.request_timeout, body: config.body_limit }
+}
+
+fn content_length(request: &Request) -> Option<u64> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Gives each request an id and a span, and measures it. The span has the route, not the path: a path may

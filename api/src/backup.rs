@@ -1,12 +1,15 @@
 //! `backup`, `restore`, `epoch` and `erasures` on the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use projections::access::{Access, What, Who, record};
 use projections::backup::{self, Backup, Erasures};
+use projections::erasure;
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::book::Book;
@@ -14,6 +17,9 @@ use crate::cli::Done;
 use crate::config::DatabaseConfig;
 use crate::rebuild::{self, Teller};
 use crate::terminal;
+
+/// How long erasures may take to be carried out at the command line.
+const FINISH: Duration = Duration::from_secs(600);
 
 /// What is backed up.
 #[derive(Debug, Args)]
@@ -146,6 +152,8 @@ pub async fn build_and_verify(
     stop: &CancellationToken,
 ) -> anyhow::Result<Done> {
     record(book.pool(), &Access::allowed(Who::operator(), What::Restore, None)).await?;
+    // First, so that the tables are built without them.
+    erasure::erase_again(&book.store, &book.bus).await?;
     let built = rebuild::build_restored(book, args.json, stop).await;
     // The log is whole by now: whoever projects makes the tables as well.
     match built
@@ -154,7 +162,27 @@ pub async fn build_and_verify(
         Done::Whole => {}
         Done::Partly | Done::Interrupted => return Ok(Done::Interrupted),
     }
+    if finish_erasures(book, stop).await? == Done::Interrupted {
+        return Ok(Done::Interrupted);
+    }
     rebuild::verify(book, args.json, stop).await
+}
+
+/// Carries out what was erased after the moment to which the log was restored.
+pub async fn finish_erasures(book: &Book, stop: &CancellationToken) -> anyhow::Result<Done> {
+    let begun = erasure::erase_again(&book.store, &book.bus).await?;
+    if begun && erasure::unfinished(book.pool()).await?.erasures == 0 {
+        return Ok(Done::Whole);
+    }
+    book.start_projector();
+    let finishing = erasure::finish(&book.store, &book.bus, Instant::now() + FINISH);
+    let Some(finished) = stop.run_until_cancelled(finishing).await else { return Ok(Done::Interrupted) };
+    if !finished? {
+        terminal::note(
+            "some erasures are not carried out everywhere yet: `status` tells how many, `serve` goes on with them",
+        );
+    }
+    Ok(Done::Whole)
 }
 
 /// Opens the book with a new epoch.
@@ -176,9 +204,7 @@ pub async fn apply_erasures(config: &DatabaseConfig, args: &ApplyArgs) -> anyhow
         if args.json {
             terminal::print(json!({"listed": listed, "keys_destroyed": destroyed}))?;
         } else {
-            terminal::print(format_args!(
-                "{destroyed} keys destroyed of {listed} on the list; `serve` carries the erasures out"
-            ))?;
+            terminal::print(format_args!("{destroyed} keys destroyed of {listed} on the list"))?;
         }
         Ok(())
     })

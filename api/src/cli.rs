@@ -213,8 +213,10 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
             .await
         }
         Command::Erasures(backup::ErasureList::Apply(args)) => {
-            with_book_until_stopped(backup::apply_erasures(&database, &args), async |_, _| Ok(Done::Whole))
-                .await
+            with_book_until_stopped(backup::apply_erasures(&database, &args), async |book, stop| {
+                backup::finish_erasures(book, &stop).await
+            })
+            .await
         }
         Command::Profile(what) => with_book(&database, async |book| profile::run(book, &what).await).await,
         Command::Meeting(what) => with_book(&database, async |book| erase::meeting(book, &what).await).await,

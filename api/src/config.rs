@@ -287,7 +287,7 @@ pub struct ServeConfig {
     #[arg(long, env = "MINUTEBOOK_BODY_LIMIT", default_value_t = 4 * 1024 * 1024, value_name = "BYTES")]
     pub body_limit: usize,
 
-    /// The most requests at a time; one more is answered 429
+    /// The most requests at a time, three quarters of them of one caller; one more is answered 429
     #[arg(long, env = "MINUTEBOOK_MAX_REQUESTS", default_value_t = 1024, value_name = "N")]
     pub max_requests: usize,
 
@@ -373,6 +373,11 @@ pub struct ServeConfig {
 }
 
 impl ServeConfig {
+    /// Returns how many of the requests at a time may be of one caller: others find a place all the same.
+    pub const fn max_requests_of_one(&self) -> usize {
+        self.max_requests - self.max_requests / 4
+    }
+
     /// Returns the voice models that are known.
     pub fn voice_models(&self) -> VoiceModels {
         voice_models(&self.voice_models)

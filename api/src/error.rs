@@ -99,8 +99,13 @@ impl Problem {
 
     /// Returns a 429: too much at once.
     pub fn too_many() -> Self {
-        let detail = "more requests are under way than this server takes; try again in a moment";
+        let detail = "more requests are under way than this server takes, in all or from one caller; try again in a moment";
         Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail) }
+    }
+
+    /// Returns a 413: the body has more bytes than are read.
+    pub fn body_too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than allowed")
     }
 
     /// Returns a 429: one caller asks too much in too short a time.

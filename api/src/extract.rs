@@ -205,11 +205,7 @@ fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
 fn body_problem(rejection: BytesRejection) -> Problem {
     let response = rejection.into_response();
     if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            "the body is larger than allowed",
-        );
+        return Problem::body_too_large();
     }
     Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", "the body could not be read to its end")
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chrono::TimeDelta;
-use projections::sweeper;
+use projections::{erasure, sweeper};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -79,6 +79,10 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         Some(Part::Projector) => (true, false, false),
         Some(Part::Publisher) => (false, true, false),
     };
+    if answers && let Err(error) = erasure::erase_again(&book.store, &book.bus).await {
+        book.close().await;
+        return Err(error).context("cannot erase again what a restore has brought back");
+    }
     if projects {
         book.start_projector();
         book.start_erasures();

@@ -13,7 +13,7 @@ use domain::meeting::{CarriedFrom, Meeting, MeetingError, MeetingEvent, evolve};
 use domain::speaker::{Cluster, Evidence, LinkedBy};
 use event_store::EventStore;
 use event_store::log::{self, BatchLimits, Provenance, StoredEvent};
-use projections::queries;
+use projections::{erasure, queries};
 use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
@@ -174,7 +174,9 @@ pub async fn of_meeting_at(
     if !detail.candidates {
         told.evidence.values_mut().for_each(|evidence| evidence.candidates.clear());
     }
-    let names = queries::display_names(store.pool(), &told.profiles()).await?;
+    let profiles = told.profiles();
+    told.forget(&erasure::forgotten(store.pool(), &profiles).await?);
+    let names = queries::display_names(store.pool(), &profiles).await?;
     told.shown(id, position, &names, detail.segments)
 }
 
@@ -262,6 +264,19 @@ impl Told {
             | MeetingEvent::MeetingCompleted(_)
             | MeetingEvent::MeetingFailed { .. }
             | MeetingEvent::MeetingErased { .. } => {}
+        }
+    }
+
+    /// Takes out whoever was forgotten: they are nobody's voice, and resemble none.
+    fn forget(&mut self, forgotten: &BTreeSet<Uuid>) {
+        let is_forgotten = |profile: ProfileId| forgotten.contains(&profile.as_uuid());
+        if let Meeting::Active(record) = &mut self.meeting {
+            for speaker in record.speakers.values_mut() {
+                speaker.link = speaker.link.take().filter(|link| !is_forgotten(link.profile_id));
+            }
+        }
+        for evidence in self.evidence.values_mut() {
+            evidence.candidates.retain(|candidate| !is_forgotten(candidate.profile_id));
         }
     }
 

@@ -35,12 +35,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
-use self::begin::erase_again;
-pub use self::begin::{erase_meeting, erase_profile};
+pub use self::begin::{erase_again, erase_meeting, erase_profile};
 use self::generations::clean_generations;
 pub(crate) use self::generations::leave_out_erased;
 pub use self::receipt::{
-    Erasure, ErasureKind, KeptElsewhere, Unfinished, kept_elsewhere, latest, of_subject, unfinished, wait,
+    Erasure, ErasureKind, KeptElsewhere, Unfinished, forgotten, kept_elsewhere, latest, of_subject,
+    unfinished, wait,
 };
 use self::receipt::{note, under_way};
 use self::voices::{destroy_voices, links, speakers};
@@ -104,6 +104,18 @@ pub async fn run(store: EventStore, bus: CommandBus, shutdown: CancellationToken
         }
     };
     shutdown.run_until_cancelled(carrying_out).await;
+}
+
+/// Carries out what is under way, and before it what a restore has brought back; says whether nothing was left by
+/// `deadline`. It needs somebody who projects.
+pub async fn finish(store: &EventStore, bus: &CommandBus, deadline: Instant) -> Result<bool, EraseError> {
+    loop {
+        let whole = erase_again(store, bus).await? & carry_out(store, bus).await?;
+        if whole || Instant::now() >= deadline {
+            return Ok(whole);
+        }
+        sleep(AGAIN).await;
+    }
 }
 
 /// Waits until an erasure has begun, at most so long.

@@ -6,10 +6,12 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use event_store::EventStore;
 use event_store::log::{self, BatchLimits};
+use sqlx::PgPool;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::fold::{Rows, fold};
+use crate::erasure;
+use crate::fold::{MeetingRows, Rows, fold};
 use crate::queries::{self, FileView, Found, MeetingDetails, ProfileSummary};
 use crate::tables::parked_events;
 
@@ -44,7 +46,8 @@ pub enum HistoryError {
 }
 
 /// Returns a meeting with its file, speakers and artifacts as it stood at `position`; nothing if it had been
-/// erased then, or never was. What was before an erasure is shown at no position.
+/// erased then, or never was. What was before an erasure is shown at no position, nor that somebody spoke who was
+/// forgotten since.
 pub async fn meeting(
     store: &EventStore,
     id: Uuid,
@@ -57,9 +60,24 @@ pub async fn meeting(
         return Err(HistoryError::Erased { erased });
     }
     match rows(store, "meeting", id, version).await? {
-        Some(Rows::Meeting(rows)) => Ok(MeetingDetails::of(*rows, version, position)),
+        Some(Rows::Meeting(mut rows)) => {
+            unlink_forgotten(store.pool(), &mut rows).await?;
+            Ok(MeetingDetails::of(*rows, version, position))
+        }
         Some(Rows::Profile(_)) | None => Ok(None),
     }
+}
+
+/// Shows whoever was forgotten since as nobody.
+async fn unlink_forgotten(pool: &PgPool, rows: &mut MeetingRows) -> Result<(), sqlx::Error> {
+    let linked = rows.speakers.values().filter_map(|speaker| speaker.user_profile_id).collect::<Vec<_>>();
+    let forgotten = erasure::forgotten(pool, &linked).await?;
+    for speaker in rows.speakers.values_mut() {
+        if speaker.user_profile_id.is_some_and(|profile| forgotten.contains(&profile)) {
+            (speaker.user_profile_id, speaker.confidence) = (None, None);
+        }
+    }
+    Ok(())
 }
 
 /// Returns position and sequence of the last erasure of a meeting, if there was one.

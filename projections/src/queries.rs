@@ -481,7 +481,7 @@ pub struct VoiceVector {
     /// The embedding model.
     #[schema(example = "resemblyzer-0.1.4")]
     pub model: String,
-    /// The embedding, of length 1.
+    /// The embedding, as it was sent.
     #[schema(example = json!([0.0917, -0.0312]))]
     pub vector: Vec<f32>,
 }

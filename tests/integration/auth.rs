@@ -132,6 +132,7 @@ async fn a_forged_stale_or_foreign_token_is_refused() {
         (json!({"nbf": now() + 60}), "invalid_token", "not valid yet"),
         (json!({"nbf": "soon"}), "invalid_token", "a beginning that is no time"),
         (json!({"iss": "somebody"}), "invalid_token", "another issuer"),
+        (json!({"iss": ["somebody", "minutebook"]}), "invalid_token", "two issuers"),
         (json!({"iss": null}), "invalid_token", "no issuer"),
         (json!({"aud": "somebody"}), "invalid_token", "another audience"),
         (json!({"aud": ["somebody", "else"]}), "invalid_token", "other audiences"),

@@ -251,7 +251,23 @@ async fn whoever_is_forgotten_is_gone_from_everywhere_and_nothing_brings_them_ba
     let before = receipt["position"].as_i64().unwrap() - 1;
     let (status, shown) = people.server.get(&format!("{done}/speakers?as_of={before}")).await;
     assert_eq!(status, 422, "speakers are shown as they are: {shown}");
-    assert_eq!(people.server.get(&format!("{done}?as_of={before}")).await.0, 200);
+    let (status, shown) = people.server.get(&format!("{done}?as_of={before}")).await;
+    assert_eq!(status, 200, "{shown}");
+    assert_eq!(shown["speakers"][0]["cluster_id"], json!("a"));
+    for field in ["user_profile_id", "confidence"] {
+        assert_eq!(shown["speakers"][0][field], Value::Null, "{shown}");
+    }
+    assert_eq!(shown["speakers"][1]["user_profile_id"], json!(people.bo));
+    // Nor does anybody's voice resemble theirs.
+    for path in [format!("{done}/speakers"), format!("{under_way}/speakers"), format!("{again}/speakers")] {
+        let (_, shown) = people.server.get(&path).await;
+        assert!(!shown.to_string().contains(&ottilie.to_string()), "{path}: {shown}");
+    }
+    let evidence = &history["decisions"][0]["evidence"];
+    assert!(
+        evidence["model"].is_string() && !evidence.to_string().contains(&ottilie.to_string()),
+        "{history}"
+    );
     assert_eq!(people.server.get(&format!("{path}?as_of={before}")).await.0, 404);
     caught_up_and_equal(&people.pool).await;
     verified(&people.database).await;
@@ -321,6 +337,11 @@ async fn the_command_line_forgets_without_a_server_and_prints_the_receipt() {
 async fn tables_of_before_lose_the_person_and_can_still_become_the_live_ones() {
     let people = People::known().await;
     let meeting = people.completed(1).await;
+    // What somebody else was said to be by then stays.
+    let moved = people.completed(2).await;
+    let speaker = people.speaker(&moved, "a").await;
+    let said = json!({"profile_id": people.bo, "reason": "it is Bo"});
+    people.command(&format!("{moved}/speakers/{speaker}/reassign"), said).await;
     caught_up_and_equal(&people.pool).await;
     for arguments in [
         &["rebuild"][..],
@@ -338,15 +359,24 @@ async fn tables_of_before_lose_the_person_and_can_still_become_the_live_ones() {
         let count = format!("SELECT count(*) FROM {schema}.cache WHERE key = 'asr:fp1'");
         sqlx::query_scalar(&count).fetch_one(&people.pool).await.unwrap()
     };
+    let linked = async |schema: &str| -> (i64, i64) {
+        let count = format!(
+            "SELECT (SELECT count(*) FROM {schema}.speakers WHERE user_profile_id = $1),
+                    (SELECT count(*) FROM {schema}.cache WHERE value LIKE '%' || $1::text || '%')"
+        );
+        sqlx::query_as(&count).bind(people.ottilie).fetch_one(&people.pool).await.unwrap()
+    };
     for schema in ["read_previous", "as_it_stood"] {
         assert_eq!((named(schema).await, kept(schema).await), (1, 1), "{schema}");
     }
+    assert_eq!((linked("read_previous").await, linked("as_it_stood").await), ((1, 1), (1, 0)));
     people.forget().await;
     let again = ["rebuild", "--until", "12", "--schema", "as_it_stood_too"];
     let ran = run_on(&people.database, &again).await;
     assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
     for schema in ["read_previous", "as_it_stood", "as_it_stood_too"] {
         assert_eq!((named(schema).await, kept(schema).await), (0, 0), "{schema}");
+        assert_eq!(linked(schema).await, (0, 0), "{schema}");
     }
     let ran = run_on(&people.database, &["rebuild", "--rollback"]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);

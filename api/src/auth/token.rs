@@ -101,6 +101,15 @@ pub struct Claims {
     pub exp: f64,
 }
 
+/// What a token says, by one issuer: the library takes a list of them too, in which ours is one of many.
+#[derive(Deserialize)]
+struct Issued {
+    #[serde(rename = "iss")]
+    _issuer: String,
+    #[serde(flatten)]
+    claims: Claims,
+}
+
 impl Claims {
     /// Returns whom the claims stand for, signed by the key with this thumbprint.
     pub fn caller(self, key: &str) -> Result<Caller, Refusal> {
@@ -206,8 +215,8 @@ impl Rules {
         let key = keys.find(header.kid.as_deref(), header.alg)?;
         let validation = self.0.get(&key.algorithm()).ok_or(Refusal::Algorithm)?;
         let decoded =
-            decode::<Claims>(token, key.key(), validation).map_err(|error| refusal(error.kind()))?;
-        decoded.claims.caller(key.thumbprint())
+            decode::<Issued>(token, key.key(), validation).map_err(|error| refusal(error.kind()))?;
+        decoded.claims.claims.caller(key.thumbprint())
     }
 }
 

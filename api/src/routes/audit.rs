@@ -22,7 +22,7 @@ use crate::audit::{ActorFilter, AuditRow, Moment, PreviousBy, Trail, csv_header,
 use crate::auth::Caller;
 use crate::error::Problem;
 use crate::extract::{Fresh, Limit, PositionCursor, QueryOf};
-use crate::followers::Place;
+use crate::places::Place;
 
 /// Returns the routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -110,7 +110,7 @@ async fn speaker_reassignments(
                     "CSV has all rows: leave out cursor and limit",
                 ));
             }
-            let place = state.followers.enter(&caller).ok_or_else(Problem::too_many)?;
+            let place = state.followers.enter(Some(&caller)).ok_or_else(Problem::too_many)?;
             // Before it is given: what cannot be noted is not taken out.
             let export = Access::allowed(caller.who(), What::ExportAudit, None);
             access::record(state.book.pool(), &export).await?;

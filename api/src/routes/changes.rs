@@ -32,7 +32,7 @@ use crate::auth::{Caller, owners_of};
 use crate::book::SharedBook;
 use crate::error::Problem;
 use crate::extract::{Fresh, QueryOf, header_text};
-use crate::followers::Place;
+use crate::places::Place;
 
 /// What is read at once for one client, and so the most that is kept for it.
 const BATCH: BatchLimits = BatchLimits { events: 64, bytes: 512 * 1024 };
@@ -96,7 +96,7 @@ async fn follow(
         None => position_before(wanted.from.as_deref(), &state.book).await?,
     };
     let filter = filter(&wanted)?;
-    let place = state.followers.enter(&caller).ok_or_else(Problem::too_many)?;
+    let place = state.followers.enter(Some(&caller)).ok_or_else(Problem::too_many)?;
     let store = state.book.store.clone();
     let withheld = match resumed {
         Some(_) => Withheld::before(store.clone(), after, filter.clone()).await?,

@@ -12,6 +12,7 @@ use domain::speaker::{Cluster, Evidence, LinkedBy};
 use domain::text::Reason;
 use event_store::command_bus::{Accepted, CommandError, Context};
 use event_store::log::{self, BatchLimits, Provenance};
+use projections::erasure;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -288,7 +289,8 @@ pub(crate) struct Decided {
     pub(crate) decisions: Vec<SpeakerDecision>,
 }
 
-/// Returns the decisions about a speaker; with whom the voice merely resembled, if `candidates`.
+/// Returns the decisions about a speaker; with whom the voice merely resembled, if `candidates`, but for whoever was
+/// forgotten.
 pub(crate) async fn decisions(
     state: &AppState,
     id: MeetingId,
@@ -335,11 +337,11 @@ pub(crate) async fn decisions(
     };
     let surplus = decisions.len().saturating_sub(MOST_DECISIONS);
     decisions.drain(..surplus);
-    if !candidates {
-        decisions
-            .iter_mut()
-            .filter_map(|decision| decision.evidence.as_mut())
-            .for_each(|evidence| evidence.candidates.clear());
+    let evidence = decisions.iter().filter_map(|decision| decision.evidence.as_ref());
+    let people = evidence.flat_map(|evidence| &evidence.candidates).map(|one| one.profile_id.as_uuid());
+    let forgotten = erasure::forgotten(state.book.pool(), &people.collect::<Vec<_>>()).await?;
+    for evidence in decisions.iter_mut().filter_map(|decision| decision.evidence.as_mut()) {
+        evidence.candidates.retain(|one| candidates && !forgotten.contains(&one.profile_id.as_uuid()));
     }
     Ok(Decided { attempt, cluster_id, decisions })
 }

@@ -134,7 +134,7 @@ async fn set_aside(store: &EventStore, position: i64) -> bool {
 
 /// Erases once more what has a tombstone and lacks the event: a log that was restored from before the erasure. A
 /// tombstone is of the moment of its event. Says whether nothing is left to erase.
-pub(super) async fn erase_again(store: &EventStore, bus: &CommandBus) -> Result<bool, EraseError> {
+pub async fn erase_again(store: &EventStore, bus: &CommandBus) -> Result<bool, EraseError> {
     let failed = database("looking for what was erased before a restore");
     let left: Vec<(ErasureKind, Uuid)> = sqlx::query_as(
         "SELECT kind, id FROM keys.subjects

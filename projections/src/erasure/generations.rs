@@ -1,4 +1,4 @@
-//! What other generations of the tables than the live one have of whoever was forgotten: it is deleted there.
+//! What other generations of the tables than the live one have of whoever was forgotten: it is taken out there.
 
 use std::collections::BTreeSet;
 
@@ -12,9 +12,8 @@ use super::{EraseError, Erasure, ErasureKind, database};
 use crate::schema::{self, LIVE, quoted};
 use crate::tables::checkpoint;
 
-/// Deletes the rows that other generations have of the subject: the previous one, and tables laid down as they
-/// stood. One that is as far as the erasure has forgotten by itself. A rebuild that runs is waited for: it may
-/// have read what it has not written yet.
+/// Takes out what other generations have of the subject: the previous one, and tables laid down as they stood. A
+/// rebuild that runs is waited for: it may have read what it has not written yet.
 pub(super) async fn clean_generations(
     store: &EventStore,
     erasure: &Erasure,
@@ -39,7 +38,7 @@ pub(super) async fn clean_generations(
     Ok(None)
 }
 
-/// Deletes from tables that are laid down as they stood at `position` what they have of whoever was forgotten since.
+/// Takes out of tables that are laid down as they stood at `position` what they have of whoever was forgotten since.
 /// An erasure that comes meanwhile waits for them.
 pub(crate) async fn leave_out_erased(
     store: &EventStore,
@@ -62,7 +61,7 @@ pub(crate) async fn leave_out_erased(
     transaction.commit().await
 }
 
-/// Deletes the rows of the subject, and what stages cached in `meetings`: those of the subject.
+/// Takes out the subject, and what stages cached in `meetings`, those of the subject, up to the erasure.
 async fn clean(
     transaction: &mut PgConnection,
     schema: &str,
@@ -74,26 +73,50 @@ async fn clean(
         return Ok(());
     }
     transaction.execute(format!("SET LOCAL search_path = {}", quoted(schema)).as_str()).await?;
-    if checkpoint::lock(transaction).await?.position >= erasure.position {
-        return Ok(());
-    }
+    let shown = checkpoint::lock(transaction).await?.position;
     match erasure.kind {
-        ErasureKind::Profile => {
-            sqlx::query("DELETE FROM user_profiles WHERE id = $1")
-                .bind(erasure.subject)
-                .execute(&mut *transaction)
-                .await?;
+        ErasureKind::Profile => clean_of_person(transaction, erasure.subject, meetings).await?,
+        ErasureKind::Meeting if shown < erasure.position => {
+            clean_of_meeting(transaction, erasure.subject).await?;
         }
-        ErasureKind::Meeting => clean_of_meeting(transaction, erasure.subject).await?,
+        // It has forgotten by itself, and may show the meeting's next life.
+        ErasureKind::Meeting => {}
     }
     sqlx::query(
-        "DELETE FROM cache WHERE key IN (
-             SELECT concat_ws(':', payload #>> '{StageResultCached,stage}',
-                              payload #>> '{StageResultCached,content_fp}')
-               FROM log.events
-              WHERE aggregate_type = 'meeting' AND aggregate_id = ANY ($1) AND event_type = 'StageResultCached')",
+        "DELETE FROM cache USING cache_origin origin
+          WHERE origin.key = cache.key AND origin.position < $2
+            AND cache.key IN (
+                SELECT concat_ws(':', payload #>> '{StageResultCached,stage}',
+                                 payload #>> '{StageResultCached,content_fp}')
+                  FROM log.events
+                 WHERE aggregate_type = 'meeting' AND aggregate_id = ANY ($1) AND event_type = 'StageResultCached')",
     )
     .bind(meetings)
+    .bind(erasure.position)
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Takes a person out, and the links of speakers to the person: what comes later in the log says nothing of either but
+/// that they are gone. Results of `meetings` that name the person are folded anew by the same events.
+async fn clean_of_person(
+    transaction: &mut PgConnection,
+    person: Uuid,
+    meetings: &[String],
+) -> Result<(), sqlx::Error> {
+    for statement in [
+        "DELETE FROM user_profiles WHERE id = $1",
+        "UPDATE speakers SET user_profile_id = NULL, confidence = NULL WHERE user_profile_id = $1",
+    ] {
+        sqlx::query(statement).bind(person).execute(&mut *transaction).await?;
+    }
+    sqlx::query(
+        "DELETE FROM cache USING UNNEST ($1::text[]) AS meetings (id)
+          WHERE key = 'meeting:' || meetings.id AND strpos(value, $2::text) > 0",
+    )
+    .bind(meetings)
+    .bind(person.to_string())
     .execute(transaction)
     .await?;
     Ok(())

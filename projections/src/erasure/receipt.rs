@@ -1,6 +1,8 @@
 //! The receipts of erasures, `keys.erasures`: what was forgotten, and how far that is. The event that erases leaves
 //! one, under way; it is complete when nothing is left to do.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{FromRow, PgPool};
@@ -95,6 +97,21 @@ pub async fn of_subject(pool: &PgPool, subject: Uuid) -> Result<Option<Erasure>,
         .bind(subject)
         .fetch_optional(pool)
         .await
+}
+
+/// Returns who of these people was forgotten.
+pub async fn forgotten(pool: &PgPool, people: &[Uuid]) -> Result<BTreeSet<Uuid>, sqlx::Error> {
+    if people.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let forgotten: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM keys.subjects
+          WHERE kind = 'profile' AND id = ANY ($1) AND destroyed_at IS NOT NULL",
+    )
+    .bind(people)
+    .fetch_all(pool)
+    .await?;
+    Ok(forgotten.into_iter().collect())
 }
 
 /// Returns erasures, the newest first: those before the one with the number `before`, if it is given.

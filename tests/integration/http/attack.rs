@@ -64,6 +64,16 @@ async fn a_body_that_trickles_in_is_cut_off_and_has_no_effect() {
 }
 
 #[tokio::test]
+async fn a_body_that_says_itself_that_it_is_too_large_is_refused_before_it_is_sent() {
+    let scene = Scene::start_with(&["--request-timeout", "60"]).await;
+    let started = Instant::now();
+    let answer =
+        raw(&scene, format!("{}Content-Length: 4194305\r\n\r\n", registration(&scene)).as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"), "{answer}");
+    assert!(started.elapsed() < Duration::from_secs(30), "it was not waited for");
+}
+
+#[tokio::test]
 async fn a_head_of_too_many_bytes_or_too_many_headers_is_not_read_to_its_end() {
     let scene = Scene::start().await;
     let get = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use tests::server::client;
+use tests::tokens::acting;
 use tokio::time::timeout;
 
 use super::{HeldRequest, Scene, form, send, sha256};
@@ -27,7 +29,7 @@ async fn a_request_too_many_is_told_to_come_back() {
 async fn strangers_who_log_in_without_end_keep_nobody_from_the_api() {
     let scene = Scene::start_with(&["--max-requests", "2"]).await;
     let mut held = vec![];
-    for _ in 0..16 {
+    for _ in 0..128 {
         held.push(HeldRequest::login(&scene.server).await);
     }
     let login = || form(scene.request(&Method::POST, "/login"), "token=x");
@@ -40,6 +42,20 @@ async fn strangers_who_log_in_without_end_keep_nobody_from_the_api() {
     eventually("there is room", async || (send(login()).await.status == 401).then_some(())).await;
     let large = form(scene.request(&Method::POST, "/login"), &format!("token={}", "x".repeat(17_000)));
     send(large).await.is_problem(413, "body_too_large");
+}
+
+#[tokio::test]
+async fn one_caller_does_not_take_every_place() {
+    let scene = Scene::start_with(&["--max-requests", "4"]).await;
+    let mut held = vec![];
+    for n in 0..3 {
+        held.push(HeldRequest::registration(&scene.server, n).await);
+    }
+    scene.get("/v1/meetings").await.is_problem(429, "too_many_requests");
+    let another = client(&acting("person:reviewer-7"));
+    assert_eq!(send(another.get(scene.server.at("/v1/meetings"))).await.status, 200);
+    held.pop().unwrap().finish().await;
+    eventually("there is room", async || (scene.get("/v1/meetings").await.status == 200).then_some(())).await;
 }
 
 #[tokio::test]
