@@ -270,6 +270,8 @@ impl Database {
                 ("search_path", schema::LIVE),
                 ("timezone", "UTC"),
                 ("default_transaction_isolation", r"read\ committed"),
+                // Our statements look dear to the planner, and are done before they would be compiled.
+                ("jit", "off"),
                 ("statement_timeout", "60s"),
                 ("idle_in_transaction_session_timeout", "60s"),
             ]);

@@ -10,6 +10,7 @@ pub mod swap;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use event_store::EventStore;
@@ -18,6 +19,7 @@ use event_store::sealing::Keyring;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::fold::{MeetingRows, Rows, fold};
@@ -37,8 +39,10 @@ use crate::tables::speakers::SpeakerRow;
 use crate::tables::stale_artifacts::StaleArtifactRow;
 use crate::tables::user_profiles::UserProfileRow;
 
-/// How many workers fold at once: each keeps a core of its own and one of PostgreSQL's busy.
+/// How many workers fold at once, while nobody appends: each keeps a core of its own and one of PostgreSQL's busy.
 const WORKERS: usize = 2;
+/// For how long nobody must have appended.
+const QUIET: Duration = Duration::from_millis(100);
 /// Into how many parts the ids of one type are split; more than workers, so that none waits long for the last.
 const PARTS: u32 = 32;
 
@@ -166,7 +170,7 @@ pub async fn build(
     progress: &Arc<impl Progress + 'static>,
 ) -> Result<(), RebuildError> {
     let failed = database("creating the tables");
-    let mut connection = connect(store, schema).await?;
+    let mut connection = connect_to_build(store, schema).await?;
     let mut creating = connection.begin().await.map_err(&failed)?;
     schema::drop(&mut creating, schema).await.map_err(&failed)?;
     schema::create(&mut creating, schema).await.map_err(&failed)?;
@@ -255,6 +259,14 @@ pub async fn connect(store: &EventStore, schema: &str) -> Result<PgConnection, R
     PgConnection::connect_with(&options).await.map_err(database("connecting"))
 }
 
+/// Connects to build the generation in `schema`. Commits do not flush: what is built counts from the swap on, whose own
+/// commit flushes all that was written before, and those who append meanwhile wait for no flush but theirs.
+async fn connect_to_build(store: &EventStore, schema: &str) -> Result<PgConnection, RebuildError> {
+    let mut connection = connect(store, schema).await?;
+    connection.execute("SET synchronous_commit = off").await.map_err(database("connecting"))?;
+    Ok(connection)
+}
+
 /// Folds every aggregate; returns the events that cannot be applied.
 async fn fold_all(
     store: &EventStore,
@@ -270,14 +282,20 @@ async fn fold_all(
     let parts = Arc::new(Mutex::new(parts.collect::<Vec<_>>()));
     let done = Arc::new(AtomicI64::new(0));
     let mut workers = JoinSet::new();
-    for _ in 0..WORKERS {
-        let mut writer = connect(store, schema).await?;
+    for n in 0..WORKERS {
+        let mut writer = connect_to_build(store, schema).await?;
         let mut reader = connect(store, schema).await?;
         let (parts, done, progress) = (Arc::clone(&parts), Arc::clone(&done), Arc::clone(progress));
         let (exceptions, keyring) = (exceptions.clone(), store.keyring().clone());
+        let mut head = store.head().subscribe();
         workers.spawn(async move {
             let mut parked = vec![];
             loop {
+                // The first goes on whatever happens; the others leave their cores to those who append.
+                while n > 0 && head.has_changed().unwrap_or(false) && !parts.lock().await.is_empty() {
+                    head.borrow_and_update();
+                    sleep(QUIET).await;
+                }
                 let Some((aggregate_type, part)) = parts.lock().await.pop() else { return Ok(parked) };
                 let (from, to) = bounds(part);
                 let mut worker = Worker::new(exceptions.clone());

@@ -113,6 +113,8 @@ fsync = {durable}
 synchronous_commit = {durable}
 full_page_writes = {durable}
 
+# It takes longer to compile most statements than to carry them out.
+jit = off
 shared_buffers = '128MB'
 wal_compression = off
 min_wal_size = '256MB'
