@@ -2,6 +2,7 @@
 //! request's id and span, what browsers are told, panics, who asks ([`auth::identify`]), how much one asks, the
 //! limits (requests at a time, time, size), whether one may ([`auth::authorize`]); then the route.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ use crate::rate_limit::RateLimit;
 use crate::{pages, routes, security_headers};
 
 /// Where the document is that describes the routes.
-const DOCUMENT: &str = "/openapi.json";
+const OPENAPI_PATH: &str = "/openapi.json";
 /// How many requests of strangers have their body read at a time.
 const STRANGERS: usize = 128;
 /// The most bytes of such a body: the longest token there is, and the way back.
@@ -42,15 +43,25 @@ const STRANGERS_BODY: usize = 16 * 1024;
 /// How long such a request may take.
 const STRANGERS_TIME: Duration = Duration::from_secs(5);
 
-/// What every handler can reach.
+/// What every handler can reach. It is cloned by every layer that a request goes through, and so costs next to nothing.
 #[derive(Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Shared>);
+
+impl Deref for AppState {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// What all requests share.
+pub struct Shared {
     /// The open book.
     pub book: SharedBook,
     /// What tells who asks.
     pub auth: Auth,
     /// How to serve.
-    pub config: Arc<ServeConfig>,
+    pub config: ServeConfig,
     /// What names speakers by voice.
     pub matching: Matching,
     /// What renders the metrics.
@@ -89,10 +100,10 @@ impl AppState {
         let rate_limit = RateLimit::new(config.rate_limit);
         book.tasks.spawn(rate_limit.clone().forget(book.shutdown.clone()));
         let hsts = security_headers::hsts(config.hsts);
-        Self {
+        Self(Arc::new(Shared {
             book,
             auth,
-            config: Arc::new(config),
+            config,
             matching,
             metrics,
             requests,
@@ -102,7 +113,7 @@ impl AppState {
             hsts,
             refusals,
             stopping,
-        }
+        }))
     }
 }
 
@@ -194,8 +205,8 @@ fn inside(state: &AppState, guard: impl Fn(Router<AppState>) -> Router<AppState>
 fn described_by(document: utoipa::openapi::OpenApi) -> Router<AppState> {
     let json = Bytes::from(document.to_json().expect("it is made of strings, numbers and lists"));
     let shown = async move || ([(header::CONTENT_TYPE, mime::APPLICATION_JSON.as_ref())], json.clone());
-    let page = SwaggerUi::new("/docs").config(Config::from(DOCUMENT));
-    Router::from(page).route(DOCUMENT, get(shown))
+    let page = SwaggerUi::new("/docs").config(Config::from(OPENAPI_PATH));
+    Router::from(page).route(OPENAPI_PATH, get(shown))
 }
 
 /// Adds what is outside of authentication.

@@ -63,7 +63,7 @@ pub enum Epoch {
 /// What is done with a list of the erased.
 #[derive(Debug, Subcommand)]
 pub enum ErasureList {
-    /// Destroy the keys that a recovery to a point in time, or a promotion, has brought back
+    /// Destroy the keys that a recovery to a point in time, or a promotion, has brought back, and carry the erasures out
     Apply(ApplyArgs),
 }
 
@@ -152,8 +152,10 @@ pub async fn build_and_verify(
     stop: &CancellationToken,
 ) -> anyhow::Result<Done> {
     record(book.pool(), &Access::allowed(Who::operator(), What::Restore, None)).await?;
-    // First, so that the tables are built without them.
-    erasure::erase_again(&book.store, &book.bus).await?;
+    // First, so that the tables are built without names and voices; the links go once there are tables. What fails is
+    // tried again then.
+    let begun = stop.run_until_cancelled(erasure::erase_again(&book.store, &book.bus)).await;
+    begun.transpose()?;
     let built = rebuild::build_restored(book, args.json, stop).await;
     // The log is whole by now: whoever projects makes the tables as well.
     match built
@@ -162,27 +164,32 @@ pub async fn build_and_verify(
         Done::Whole => {}
         Done::Partly | Done::Interrupted => return Ok(Done::Interrupted),
     }
-    if finish_erasures(book, stop).await? == Done::Interrupted {
-        return Ok(Done::Interrupted);
+    match finish_erasures(book, stop).await? {
+        Done::Interrupted => Ok(Done::Interrupted),
+        finished => match rebuild::verify(book, args.json, stop).await? {
+            Done::Whole => Ok(finished),
+            other => Ok(other),
+        },
     }
-    rebuild::verify(book, args.json, stop).await
 }
 
 /// Carries out what was erased after the moment to which the log was restored.
 pub async fn finish_erasures(book: &Book, stop: &CancellationToken) -> anyhow::Result<Done> {
-    let begun = erasure::erase_again(&book.store, &book.bus).await?;
-    if begun && erasure::unfinished(book.pool()).await?.erasures == 0 {
+    let beginning = stop.run_until_cancelled(erasure::erase_again(&book.store, &book.bus)).await;
+    let Some(all_begun) = beginning.transpose()? else { return Ok(Done::Interrupted) };
+    if all_begun && erasure::unfinished(book.pool()).await?.erasures == 0 {
         return Ok(Done::Whole);
     }
     book.start_projector();
     let finishing = erasure::finish(&book.store, &book.bus, Instant::now() + FINISH);
     let Some(finished) = stop.run_until_cancelled(finishing).await else { return Ok(Done::Interrupted) };
-    if !finished? {
-        terminal::note(
-            "some erasures are not carried out everywhere yet: `status` tells how many, `serve` goes on with them",
-        );
+    if finished? {
+        return Ok(Done::Whole);
     }
-    Ok(Done::Whole)
+    terminal::note(
+        "some erasures are not carried out everywhere yet: `status` tells how many, `serve` goes on with them",
+    );
+    Ok(Done::Partly)
 }
 
 /// Opens the book with a new epoch.

@@ -270,7 +270,7 @@ impl Database {
                 ("search_path", schema::LIVE),
                 ("timezone", "UTC"),
                 ("default_transaction_isolation", r"read\ committed"),
-                // Our statements look dear to the planner, and are done before they would be compiled.
+                // Statements over many rows look dear to the planner, which then compiles them for longer than they take.
                 ("jit", "off"),
                 ("statement_timeout", "60s"),
                 ("idle_in_transaction_session_timeout", "60s"),

@@ -373,7 +373,8 @@ pub struct ServeConfig {
 }
 
 impl ServeConfig {
-    /// Returns how many of the requests at a time may be of one caller: others find a place all the same.
+    /// Returns how many of the requests at a time may be of one caller, three quarters rounded up: from four places on
+    /// others find one all the same.
     pub const fn max_requests_of_one(&self) -> usize {
         self.max_requests - self.max_requests / 4
     }

@@ -79,9 +79,19 @@ pub async fn run(database: &DatabaseConfig, config: ServeConfig) -> anyhow::Resu
         Some(Part::Projector) => (true, false, false),
         Some(Part::Publisher) => (false, true, false),
     };
-    if answers && let Err(error) = erasure::erase_again(&book.store, &book.bus).await {
-        book.close().await;
-        return Err(error).context("cannot erase again what a restore has brought back");
+    if answers {
+        let erased = tokio::select! {
+            erased = erasure::erase_again(&book.store, &book.bus) => erased.map_err(anyhow::Error::from),
+            () = &mut stop => {
+                book.close().await;
+                return Ok(Done::Whole);
+            }
+        };
+        // One that cannot be read keeps nobody from being served; whoever projects tries it again.
+        if let Err(error) = erased {
+            book.close().await;
+            return Err(error.context("cannot erase again what a restore has brought back"));
+        }
     }
     if projects {
         book.start_projector();

@@ -13,7 +13,8 @@ use domain::meeting::{CarriedFrom, Meeting, MeetingError, MeetingEvent, evolve};
 use domain::speaker::{Cluster, Evidence, LinkedBy};
 use event_store::EventStore;
 use event_store::log::{self, BatchLimits, Provenance, StoredEvent};
-use projections::{erasure, queries};
+use event_store::sealing;
+use projections::queries;
 use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
@@ -175,7 +176,7 @@ pub async fn of_meeting_at(
         told.evidence.values_mut().for_each(|evidence| evidence.candidates.clear());
     }
     let profiles = told.profiles();
-    told.forget(&erasure::forgotten(store.pool(), &profiles).await?);
+    told.forget(&sealing::forgotten(store.pool(), &profiles).await?);
     let names = queries::display_names(store.pool(), &profiles).await?;
     told.shown(id, position, &names, detail.segments)
 }

@@ -23,7 +23,7 @@ use crate::append::{Append, AppendError, Appender, Outcome, Place};
 use crate::log::{self, BatchLimits, LogError};
 use crate::repository::LogRepository;
 use crate::retry::backoff;
-use crate::sealing::{Keyring, Needs};
+use crate::sealing::{self, Keyring, Needs};
 use crate::state_cache::{StateCache, Versioned, Weighed};
 
 /// How often a command that meets a conflict is decided anew.
@@ -178,13 +178,9 @@ impl CommandBus {
             return Ok(false);
         };
         let people: Vec<Uuid> = record.people().into_iter().map(|profile| profile.as_uuid()).collect();
-        let forgotten: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT id FROM keys.subjects WHERE kind = 'profile' AND id = ANY ($1) AND destroyed_at IS NOT NULL",
-        )
-        .bind(people)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|source| CommandError::Database { phase: "looking for who was forgotten", source })?;
+        let forgotten = sealing::forgotten(&self.pool, &people)
+            .await
+            .map_err(|source| CommandError::Database { phase: "looking for who was forgotten", source })?;
         for profile in &forgotten {
             let forget = MeetingCommand::ForgetPerson { profile_id: (*profile).into() };
             execute(&self.pool, &self.meetings, id.to_string(), forget, &Context::of_erasure(*profile))

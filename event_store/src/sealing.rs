@@ -34,8 +34,8 @@ use self::master::{Masters, wrapped_by};
 pub use self::open::Needs;
 pub use self::rotate::{KeyStatus, Rotated};
 pub(crate) use self::seal::{SealError, Sealed, Use};
-pub use self::stored::check_master;
 use self::stored::{Chosen, choose, chosen, rows_of};
+pub use self::stored::{check_master, forgotten};
 use crate::locks;
 
 /// How many keys are remembered to seal with.

@@ -2,7 +2,7 @@
 //!
 //! It begins with an event. In its transaction the subject's key is destroyed, so that from the next append on
 //! nothing is sealed for the subject and nobody is linked to it (`0010_erasures.sql`). What remains is carried
-//! out by whoever projects the log, from the receipt that the event left, step by step; each step may be
+//! out by whoever projects the log, and by a restore, from the receipt that the event left, step by step; each step may be
 //! repeated, so that it does not matter when a process dies:
 //!
 //! 1. the keys of all voices go that were ever said to be the person's, or speak in the meeting;
@@ -10,9 +10,11 @@
 //!    why;
 //! 3. what is parked of the subject itself is skipped, for it would keep the erasure from the tables;
 //! 4. the tables show all of that;
-//! 5. every other generation loses the rows that it has of the subject.
+//! 5. every other generation loses the rows that it has of the subject, the links to a person, and the results that
+//!    name the person.
 //!
-//! Positions never run backwards: what links the person is before the event, so all of it is found.
+//! Positions never run backwards: what links the person is before the event, so all of it is found; what takes the
+//! links away comes after it.
 
 mod begin;
 mod generations;
@@ -39,8 +41,7 @@ pub use self::begin::{erase_again, erase_meeting, erase_profile};
 use self::generations::clean_generations;
 pub(crate) use self::generations::leave_out_erased;
 pub use self::receipt::{
-    Erasure, ErasureKind, KeptElsewhere, Unfinished, forgotten, kept_elsewhere, latest, of_subject,
-    unfinished, wait,
+    Erasure, ErasureKind, KeptElsewhere, Unfinished, kept_elsewhere, latest, of_subject, unfinished, wait,
 };
 use self::receipt::{note, under_way};
 use self::voices::{destroy_voices, links, speakers};
@@ -109,13 +110,19 @@ pub async fn run(store: EventStore, bus: CommandBus, shutdown: CancellationToken
 /// Carries out what is under way, and before it what a restore has brought back; says whether nothing was left by
 /// `deadline`. It needs somebody who projects.
 pub async fn finish(store: &EventStore, bus: &CommandBus, deadline: Instant) -> Result<bool, EraseError> {
-    loop {
-        let whole = erase_again(store, bus).await? & carry_out(store, bus).await?;
-        if whole || Instant::now() >= deadline {
-            return Ok(whole);
+    let finishing = async {
+        let mut waits = 0;
+        loop {
+            // Both: what cannot be erased again keeps no other from its end.
+            let all_begun = erase_again(store, bus).await?;
+            if carry_out(store, bus).await? && all_begun {
+                return Ok(true);
+            }
+            waits += 1;
+            sleep(backoff(waits, AGAIN, LATER)).await;
         }
-        sleep(AGAIN).await;
-    }
+    };
+    timeout_at(deadline, finishing).await.unwrap_or(Ok(false))
 }
 
 /// Waits until an erasure has begun, at most so long.

@@ -6,11 +6,11 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use event_store::EventStore;
 use event_store::log::{self, BatchLimits};
+use event_store::sealing;
 use sqlx::PgPool;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::erasure;
 use crate::fold::{MeetingRows, Rows, fold};
 use crate::queries::{self, FileView, Found, MeetingDetails, ProfileSummary};
 use crate::tables::parked_events;
@@ -71,7 +71,7 @@ pub async fn meeting(
 /// Shows whoever was forgotten since as nobody.
 async fn unlink_forgotten(pool: &PgPool, rows: &mut MeetingRows) -> Result<(), sqlx::Error> {
     let linked = rows.speakers.values().filter_map(|speaker| speaker.user_profile_id).collect::<Vec<_>>();
-    let forgotten = erasure::forgotten(pool, &linked).await?;
+    let forgotten = sealing::forgotten(pool, &linked).await?;
     for speaker in rows.speakers.values_mut() {
         if speaker.user_profile_id.is_some_and(|profile| forgotten.contains(&profile)) {
             (speaker.user_profile_id, speaker.confidence) = (None, None);

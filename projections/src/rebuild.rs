@@ -41,7 +41,7 @@ use crate::tables::user_profiles::UserProfileRow;
 
 /// How many workers fold at once, while nobody appends: each keeps a core of its own and one of PostgreSQL's busy.
 const WORKERS: usize = 2;
-/// For how long nobody must have appended.
+/// For how long nobody must have appended before another worker than the first takes a part.
 const QUIET: Duration = Duration::from_millis(100);
 /// Into how many parts the ids of one type are split; more than workers, so that none waits long for the last.
 const PARTS: u32 = 32;
@@ -259,8 +259,9 @@ pub async fn connect(store: &EventStore, schema: &str) -> Result<PgConnection, R
     PgConnection::connect_with(&options).await.map_err(database("connecting"))
 }
 
-/// Connects to build the generation in `schema`. Commits do not flush: what is built counts from the swap on, whose own
-/// commit flushes all that was written before, and those who append meanwhile wait for no flush but theirs.
+/// Connects to build the generation in `schema`. Commits do not flush: what is built counts from the commit on that
+/// gives it its name, which flushes all that was written before, and those who append meanwhile wait for no flush but
+/// theirs.
 async fn connect_to_build(store: &EventStore, schema: &str) -> Result<PgConnection, RebuildError> {
     let mut connection = connect(store, schema).await?;
     connection.execute("SET synchronous_commit = off").await.map_err(database("connecting"))?;

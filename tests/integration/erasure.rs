@@ -370,11 +370,13 @@ async fn tables_of_before_lose_the_person_and_can_still_become_the_live_ones() {
         assert_eq!((named(schema).await, kept(schema).await), (1, 1), "{schema}");
     }
     assert_eq!((linked("read_previous").await, linked("as_it_stood").await), ((1, 1), (1, 0)));
-    people.forget().await;
-    let again = ["rebuild", "--until", "12", "--schema", "as_it_stood_too"];
-    let ran = run_on(&people.database, &again).await;
-    assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
-    for schema in ["read_previous", "as_it_stood", "as_it_stood_too"] {
+    let erased = people.forget().await["position"].to_string();
+    // Just at the erasure, too: the links end after it.
+    for (until, schema) in [("12", "as_it_stood_too"), (&*erased, "as_it_was_erased")] {
+        let ran = run_on(&people.database, &["rebuild", "--until", until, "--schema", schema]).await;
+        assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+    }
+    for schema in ["read_previous", "as_it_stood", "as_it_stood_too", "as_it_was_erased"] {
         assert_eq!((named(schema).await, kept(schema).await), (0, 0), "{schema}");
         assert_eq!(linked(schema).await, (0, 0), "{schema}");
     }

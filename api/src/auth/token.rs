@@ -101,7 +101,7 @@ pub struct Claims {
     pub exp: f64,
 }
 
-/// What a token says, by one issuer: the library takes a list of them too, in which ours is one of many.
+/// What a token says, and by whom: one issuer. The library would also take a list in which ours is one of many.
 #[derive(Deserialize)]
 struct Issued {
     #[serde(rename = "iss")]
@@ -216,7 +216,8 @@ impl Rules {
         let validation = self.0.get(&key.algorithm()).ok_or(Refusal::Algorithm)?;
         let decoded =
             decode::<Issued>(token, key.key(), validation).map_err(|error| refusal(error.kind()))?;
-        decoded.claims.claims.caller(key.thumbprint())
+        let Issued { claims, .. } = decoded.claims;
+        claims.caller(key.thumbprint())
     }
 }
 

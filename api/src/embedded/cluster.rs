@@ -113,7 +113,7 @@ fsync = {durable}
 synchronous_commit = {durable}
 full_page_writes = {durable}
 
-# It takes longer to compile most statements than to carry them out.
+# As for Minutebook's own connections: it takes longer to compile most statements than to carry them out.
 jit = off
 shared_buffers = '128MB'
 wal_compression = off

@@ -12,7 +12,7 @@ use domain::speaker::{Cluster, Evidence, LinkedBy};
 use domain::text::Reason;
 use event_store::command_bus::{Accepted, CommandError, Context};
 use event_store::log::{self, BatchLimits, Provenance};
-use projections::erasure;
+use event_store::sealing;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -337,11 +337,16 @@ pub(crate) async fn decisions(
     };
     let surplus = decisions.len().saturating_sub(MOST_DECISIONS);
     decisions.drain(..surplus);
-    let evidence = decisions.iter().filter_map(|decision| decision.evidence.as_ref());
-    let people = evidence.flat_map(|evidence| &evidence.candidates).map(|one| one.profile_id.as_uuid());
-    let forgotten = erasure::forgotten(state.book.pool(), &people.collect::<Vec<_>>()).await?;
-    for evidence in decisions.iter_mut().filter_map(|decision| decision.evidence.as_mut()) {
-        evidence.candidates.retain(|one| candidates && !forgotten.contains(&one.profile_id.as_uuid()));
+    let mut evidence =
+        decisions.iter_mut().filter_map(|decision| decision.evidence.as_mut()).collect::<Vec<_>>();
+    if !candidates {
+        evidence.iter_mut().for_each(|evidence| evidence.candidates.clear());
+    }
+    let people = evidence.iter().flat_map(|evidence| &evidence.candidates);
+    let people = people.map(|candidate| candidate.profile_id.as_uuid()).collect::<Vec<_>>();
+    let forgotten = sealing::forgotten(state.book.pool(), &people).await?;
+    for evidence in evidence {
+        evidence.candidates.retain(|candidate| !forgotten.contains(&candidate.profile_id.as_uuid()));
     }
     Ok(Decided { attempt, cluster_id, decisions })
 }

@@ -1,6 +1,6 @@
 //! What the database has of keys: `keys.master` and `keys.subjects`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use domain::personal_data::Subject;
 use sqlx::{PgExecutor, PgPool, Row};
@@ -20,6 +20,21 @@ pub async fn check_master(
     let masters = Masters::read(source)?;
     let chosen = chosen(executor).await?.ok_or(KeyError::WrittenUnsealed)?;
     masters.check(&chosen, log_id).map(drop)
+}
+
+/// Returns who of these people was forgotten.
+pub async fn forgotten(pool: &PgPool, people: &[Uuid]) -> Result<BTreeSet<Uuid>, sqlx::Error> {
+    if people.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let forgotten: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM keys.subjects
+          WHERE kind = 'profile' AND id = ANY ($1) AND destroyed_at IS NOT NULL",
+    )
+    .bind(people)
+    .fetch_all(pool)
+    .await?;
+    Ok(forgotten.into_iter().collect())
 }
 
 /// What the log says of its master key.

@@ -133,13 +133,18 @@ async fn set_aside(store: &EventStore, position: i64) -> bool {
 }
 
 /// Erases once more what has a tombstone and lacks the event: a log that was restored from before the erasure. A
-/// tombstone is of the moment of its event. Says whether nothing is left to erase.
+/// tombstone is of the moment of its event: what was erased already before it, or begins after it, stays as it is. Says
+/// whether nothing is left to erase.
 pub async fn erase_again(store: &EventStore, bus: &CommandBus) -> Result<bool, EraseError> {
     let failed = database("looking for what was erased before a restore");
     let left: Vec<(ErasureKind, Uuid)> = sqlx::query_as(
-        "SELECT kind, id FROM keys.subjects
+        "SELECT kind, id
+           FROM keys.subjects
+           JOIN LATERAL (SELECT event_type FROM log.events
+                          WHERE aggregate_type = kind AND aggregate_id = id::text AND recorded_at < destroyed_at
+                          ORDER BY sequence DESC LIMIT 1) last_before ON true
           WHERE destroyed_at IS NOT NULL AND kind IN ('profile', 'meeting')
-            AND EXISTS (SELECT FROM log.events WHERE aggregate_type = kind AND aggregate_id = id::text)
+            AND last_before.event_type NOT IN ('ProfileErased', 'MeetingErased')
             AND NOT EXISTS (SELECT FROM log.events
                              WHERE aggregate_type = kind AND aggregate_id = id::text
                                AND event_type IN ('ProfileErased', 'MeetingErased')

@@ -6,7 +6,7 @@ use event_store::{EventStore, locks};
 use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use super::receipt::after;
+use super::receipt::not_shown_at;
 use super::voices::links;
 use super::{EraseError, Erasure, ErasureKind, database};
 use crate::schema::{self, LIVE, quoted};
@@ -47,7 +47,7 @@ pub(crate) async fn leave_out_erased(
     position: i64,
 ) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    for erasure in after(store.pool(), position).await? {
+    for erasure in not_shown_at(store.pool(), position).await? {
         let meetings = match erasure.kind {
             ErasureKind::Profile => {
                 let links = links(store.pool(), &erasure).await?;

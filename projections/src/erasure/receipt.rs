@@ -1,8 +1,6 @@
 //! The receipts of erasures, `keys.erasures`: what was forgotten, and how far that is. The event that erases leaves
 //! one, under way; it is complete when nothing is left to do.
 
-use std::collections::BTreeSet;
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{FromRow, PgPool};
@@ -99,21 +97,6 @@ pub async fn of_subject(pool: &PgPool, subject: Uuid) -> Result<Option<Erasure>,
         .await
 }
 
-/// Returns who of these people was forgotten.
-pub async fn forgotten(pool: &PgPool, people: &[Uuid]) -> Result<BTreeSet<Uuid>, sqlx::Error> {
-    if people.is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let forgotten: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM keys.subjects
-          WHERE kind = 'profile' AND id = ANY ($1) AND destroyed_at IS NOT NULL",
-    )
-    .bind(people)
-    .fetch_all(pool)
-    .await?;
-    Ok(forgotten.into_iter().collect())
-}
-
 /// Returns erasures, the newest first: those before the one with the number `before`, if it is given.
 pub async fn latest(pool: &PgPool, before: Option<i64>, limit: i64) -> Result<Vec<Erasure>, sqlx::Error> {
     sqlx::query_as(select!("WHERE $1 IS NULL OR number < $1 ORDER BY number DESC LIMIT $2"))
@@ -131,9 +114,13 @@ pub(super) async fn under_way(pool: &PgPool) -> Result<Vec<Erasure>, sqlx::Error
         .await
 }
 
-/// Returns the erasures whose events are after `position`.
-pub(super) async fn after(pool: &PgPool, position: i64) -> Result<Vec<Erasure>, sqlx::Error> {
-    sqlx::query_as(select!("WHERE position > $1 ORDER BY number")).bind(position).fetch_all(pool).await
+/// Returns the erasures of which tables as they stood at `position` may not show all: the links to a person end after
+/// the erasure itself.
+pub(super) async fn not_shown_at(pool: &PgPool, position: i64) -> Result<Vec<Erasure>, sqlx::Error> {
+    sqlx::query_as(select!("WHERE position > $1 OR kind = 'profile' ORDER BY number"))
+        .bind(position)
+        .fetch_all(pool)
+        .await
 }
 
 /// How many erasures are not carried out yet.

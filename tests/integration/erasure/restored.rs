@@ -1,5 +1,5 @@
 //! A restore from before an erasure: the list of the erased keeps whoever was forgotten from coming back, and the
-//! next server finishes it; and who erased, backed up and restored is noted.
+//! restore carries the erasures out; and who erased, backed up and restored is noted.
 
 use domain::personal_data::Subject;
 use projections::erasure;
@@ -27,7 +27,7 @@ async fn noted(server: &Server, what: &str) -> Vec<(Value, Value)> {
 }
 
 #[tokio::test]
-async fn who_was_forgotten_after_a_backup_is_forgotten_again_by_the_first_server_after_the_restore() {
+async fn who_was_forgotten_after_a_backup_is_forgotten_again_by_the_restore() {
     let people = People::known().await;
     let done = people.completed(1).await;
     let erased_meeting = people.completed(2).await;
@@ -156,6 +156,37 @@ async fn what_was_erased_again_after_a_restore_may_be_registered_anew_and_stays(
     // Once this one is complete, it was looked whether anything is to be erased again.
     erased(&server, &format!("/v1/profiles/{}", people.ottilie), json!({})).await;
     assert_eq!(server.get(&meeting).await.0, 200, "it was registered anew");
+    assert!(server.stop().await.success());
+    verified(&restored).await;
+}
+
+#[tokio::test]
+async fn what_lived_and_ended_once_more_after_a_backup_may_be_registered_after_the_restore_and_stays() {
+    let people = People::known().await;
+    let meeting = people.completed(1).await;
+    erased(&people.server, &meeting, json!({"reason": "on request"})).await;
+    let Place { dir, list, _place } = Place::new();
+    ran(&people.database, &["backup", &dir]).await;
+    assert_eq!(people.completed(1).await, meeting);
+    erased(&people.server, &meeting, json!({"reason": "on request"})).await;
+    ran(&people.database, &["backup", "--erasures", &list]).await;
+
+    let restored = TestDatabase::blank().await;
+    ran(&restored, &["restore", &dir, "--erasures", &list]).await;
+    for _ in 0..2 {
+        let server = Server::start_with(&restored, &PLANE).await;
+        let (status, told) = server.post("/v1/meetings", &json!({"sha256": format!("{:064x}", 1)})).await;
+        assert!(matches!(status, 200 | 201), "{told}");
+        assert!(server.stop().await.success());
+    }
+    ran(&restored, &["erasures", "apply", &list]).await;
+    let server = Server::start_with(&restored, &PLANE).await;
+    let (status, events) = server.get(&format!("{meeting}/events")).await;
+    let types = events["items"].as_array().unwrap().iter().map(|event| event["type"].clone());
+    assert_eq!(
+        (status, types.collect::<Vec<_>>()),
+        (200, vec![json!("MeetingErased"), json!("MeetingRegistered")])
+    );
     assert!(server.stop().await.success());
     verified(&restored).await;
 }
