@@ -130,12 +130,12 @@ async fn clients_that_read_nothing_cost_little_are_dropped_and_can_resume() {
         (response.status() == 200).then_some(Feed { response, raw: vec![], read: 0 })
     })
     .await;
+    // All places are taken, until those who do not read are dropped.
+    refusal(&server, "", None).await.is_problem(429, "too_many_requests");
     reads.take(EVENTS).await;
     let after = resident(&server);
     assert!(after < before + MAY_GROW, "from {before} to {after} bytes for {SILENT} silent clients");
 
-    // All places are taken, until those who do not read are dropped.
-    refusal(&server, "", None).await.is_problem(429, "too_many_requests");
     let mut others = Vec::new();
     eventually("the silent ones are dropped", async || {
         let response = request(&server, "from=1000000", None).send().await.unwrap();

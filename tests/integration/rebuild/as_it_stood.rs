@@ -288,14 +288,17 @@ async fn log_that_ends_at(pool: &PgPool, position: i64) -> PgPool {
     database.pool().await
 }
 
-/// Deletes from the live tables of `ended` what they have of whoever was erased after `position`; says whether
-/// anybody was.
+/// Takes out of the live tables of `ended` what they have of meetings that were erased after `position`, and of people
+/// who ever were, whose links end after it; says whether there was anybody.
 async fn forget_what_was_erased_since(pool: &PgPool, ended: &PgPool, position: i64) -> bool {
-    let erased = "SELECT kind, subject FROM keys.erasures WHERE position > $1";
+    let erased = "SELECT kind, subject FROM keys.erasures WHERE position > $1 OR kind = 'profile'";
     let erased: Vec<(String, Uuid)> = sqlx::query_as(erased).bind(position).fetch_all(pool).await.unwrap();
     for (kind, subject) in &erased {
         let deletes = match kind.as_str() {
-            "profile" => &["DELETE FROM user_profiles WHERE id = $1"][..],
+            "profile" => &[
+                "DELETE FROM user_profiles WHERE id = $1",
+                "UPDATE speakers SET user_profile_id = NULL, confidence = NULL WHERE user_profile_id = $1",
+            ][..],
             _ => &[
                 "DELETE FROM stale_artifacts WHERE meeting_id = $1",
                 "DELETE FROM speaker_reassignments WHERE meeting_id = $1",
