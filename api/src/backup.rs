@@ -164,13 +164,12 @@ pub async fn build_and_verify(
         Done::Whole => {}
         Done::Partly | Done::Interrupted => return Ok(Done::Interrupted),
     }
-    match finish_erasures(book, stop).await? {
-        Done::Interrupted => Ok(Done::Interrupted),
-        finished => match rebuild::verify(book, args.json, stop).await? {
-            Done::Whole => Ok(finished),
-            other => Ok(other),
-        },
+    let finished = finish_erasures(book, stop).await?;
+    if finished == Done::Interrupted {
+        return Ok(Done::Interrupted);
     }
+    let verified = rebuild::verify(book, args.json, stop).await?;
+    Ok(if verified == Done::Whole { finished } else { verified })
 }
 
 /// Carries out what was erased after the moment to which the log was restored.
