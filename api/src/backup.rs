@@ -174,11 +174,6 @@ pub async fn build_and_verify(
 
 /// Carries out what was erased after the moment to which the log was restored.
 pub async fn finish_erasures(book: &Book, stop: &CancellationToken) -> anyhow::Result<Done> {
-    let beginning = stop.run_until_cancelled(erasure::erase_again(&book.store, &book.bus)).await;
-    let Some(all_begun) = beginning.transpose()? else { return Ok(Done::Interrupted) };
-    if all_begun && erasure::unfinished(book.pool()).await?.erasures == 0 {
-        return Ok(Done::Whole);
-    }
     book.start_projector();
     let finishing = erasure::finish(&book.store, &book.bus, Instant::now() + FINISH);
     let Some(finished) = stop.run_until_cancelled(finishing).await else { return Ok(Done::Interrupted) };

@@ -2,8 +2,8 @@
 //!
 //! It begins with an event. In its transaction the subject's key is destroyed, so that from the next append on
 //! nothing is sealed for the subject and nobody is linked to it (`0010_erasures.sql`). What remains is carried
-//! out by whoever projects the log, and by a restore, from the receipt that the event left, step by step; each step may be
-//! repeated, so that it does not matter when a process dies:
+//! out by whoever projects the log, and by a restore, from the receipt that the event left, step by step; each step
+//! may be repeated, so that it does not matter when a process dies:
 //!
 //! 1. the keys of all voices go that were ever said to be the person's, or speak in the meeting;
 //! 2. a person is no speaker any more, in any meeting, and what stages cached there is dropped, by events that say

@@ -115,12 +115,16 @@ pub(super) async fn under_way(pool: &PgPool) -> Result<Vec<Erasure>, sqlx::Error
 }
 
 /// Returns the erasures of which tables as they stood at `position` may not show all: the links to a person end after
-/// the erasure itself.
+/// the erasure itself, and before it is complete.
 pub(super) async fn not_shown_at(pool: &PgPool, position: i64) -> Result<Vec<Erasure>, sqlx::Error> {
-    sqlx::query_as(select!("WHERE position > $1 OR kind = 'profile' ORDER BY number"))
-        .bind(position)
-        .fetch_all(pool)
-        .await
+    sqlx::query_as(select!(
+        "WHERE position > $1 OR completed_at IS NULL
+            OR completed_at >= (SELECT recorded_at FROM log.events WHERE events.position = $1)
+         ORDER BY number"
+    ))
+    .bind(position)
+    .fetch_all(pool)
+    .await
 }
 
 /// How many erasures are not carried out yet.
