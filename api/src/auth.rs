@@ -22,7 +22,7 @@ use domain::ids::OwnerId;
 use event_store::command_bus::Context;
 use lru::LruCache;
 use projections::access::Who;
-use sha2::{Digest as _, Sha256};
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -45,11 +45,11 @@ const COOLDOWN: Duration = Duration::from_secs(5);
 /// After how long keys that could not be had are asked for again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Whoever a valid token stands for.
+/// Whoever a valid token stands for. Cloning it is cheap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// An opaque id; the actor of the events that follow.
-    pub subject: String,
+    pub subject: Arc<str>,
     /// What kind of somebody it is.
     pub kind: Kind,
     /// What the caller may do.
@@ -59,7 +59,7 @@ pub struct Caller {
     /// From when on the caller is nobody any more, in seconds since 1970.
     pub expires_at: u64,
     /// The thumbprint of the key that the token was signed by.
-    pub key: String,
+    pub key: Arc<str>,
 }
 
 impl Caller {
@@ -84,12 +84,20 @@ impl Caller {
 
     /// Returns in whose name a command is.
     pub fn context(&self) -> Context {
-        Context { actor: self.subject.clone(), actor_kind: self.kind.name().to_owned(), ..Context::default() }
+        Context {
+            actor: self.subject.to_string(),
+            actor_kind: self.kind.name().to_owned(),
+            ..Context::default()
+        }
     }
 
     /// Returns who that is to the audit of access.
     pub fn who(&self) -> Who {
-        Who { id: self.subject.clone(), kind: self.kind.name().to_owned(), role: self.role.name().to_owned() }
+        Who {
+            id: self.subject.to_string(),
+            kind: self.kind.name().to_owned(),
+            role: self.role.name().to_owned(),
+        }
     }
 
     /// Returns for how long from now on the caller is somebody.
@@ -117,13 +125,16 @@ struct Inner {
     jwks: Option<Jwks>,
     refresh: Duration,
     keys: RwLock<Arc<KeySet>>,
-    verified: Mutex<LruCache<[u8; 32], Verified>>,
+    verified: Mutex<LruCache<TokenHash, Verified>>,
     /// When keys were last fetched because one was unknown.
     learned: tokio::sync::Mutex<Option<Instant>>,
 }
 
+/// By it a token that was verified is known again; the token itself is not kept.
+type TokenHash = [u8; SHA256_OUTPUT_LEN];
+
 struct Verified {
-    caller: Arc<Caller>,
+    caller: Caller,
     /// By which set of keys: another one may not know the key any more.
     generation: u64,
 }
@@ -177,11 +188,12 @@ impl Auth {
     }
 
     /// Returns what the keys, as they are known now, make of a token.
-    pub async fn verify(&self, token: &str) -> Result<Arc<Caller>, Refusal> {
+    pub async fn verify(&self, token: &str) -> Result<Caller, Refusal> {
         if token.len() > token::LONGEST {
             return Err(Refusal::TooLong);
         }
-        let hash: [u8; 32] = Sha256::digest(token).into();
+        let hash = digest(&SHA256, token.as_bytes());
+        let hash = TokenHash::try_from(hash.as_ref()).expect("SHA-256 is as long as it is");
         let keys = self.keys();
         if let Some(caller) = self.remembered(&hash, keys.generation()) {
             return Ok(caller);
@@ -195,9 +207,8 @@ impl Auth {
             verified => verified.map(|caller| (caller, keys.generation())),
         };
         let (caller, generation) = verified?;
-        let caller = Arc::new(caller);
         let mut remembered = self.0.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.put(hash, Verified { caller: Arc::clone(&caller), generation });
+        remembered.put(hash, Verified { caller: caller.clone(), generation });
         Ok(caller)
     }
 
@@ -207,11 +218,11 @@ impl Auth {
     }
 
     /// Returns the caller of a token that was verified by the same keys, and has not expired since.
-    fn remembered(&self, hash: &[u8; 32], generation: u64) -> Option<Arc<Caller>> {
+    fn remembered(&self, hash: &TokenHash, generation: u64) -> Option<Caller> {
         let mut remembered = self.0.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let verified = remembered.get(hash)?;
         if verified.generation == generation && verified.caller.expires_at > token::now() {
-            return Some(Arc::clone(&verified.caller));
+            return Some(verified.caller.clone());
         }
         remembered.pop(hash);
         None

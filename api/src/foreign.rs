@@ -114,12 +114,12 @@ fn tokens(key: &SigningKey) -> Reader {
 fn sessions() -> Reader {
     let secret = LogSecret::new([7; 32]);
     let caller = Caller {
-        subject: "a".to_owned(),
+        subject: "a".into(),
         kind: Kind::Person,
         role: Role::Member,
         owner: Some(Uuid::from_u128(7).into()),
         expires_at: token::now() + 3600,
-        key: String::new(),
+        key: "".into(),
     };
     let cookie = session::begin(&caller, &secret, false);
     let seed = cookie.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().to_vec();

@@ -24,7 +24,7 @@ struct Taken {
 }
 
 /// Who has a place, by kind and subject; strangers are one.
-type Holder = Option<(&'static str, String)>;
+type Holder = Option<(&'static str, Arc<str>)>;
 
 impl Places {
     /// Returns so many places, of which one caller has at most `most_of_one`.
@@ -34,7 +34,7 @@ impl Places {
 
     /// Gives a place to a caller, or to a stranger, if one is free.
     pub fn enter(&self, caller: Option<&Caller>) -> Option<Place> {
-        let holder = caller.map(|caller| (caller.kind.name(), caller.subject.clone()));
+        let holder = caller.map(|caller| (caller.kind.name(), Arc::clone(&caller.subject)));
         let mut taken = self.0.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.of.get(&holder).copied().unwrap_or_default();
         if own >= self.0.most_of_one || taken.all >= self.0.most {
@@ -74,12 +74,12 @@ mod tests {
     #[test]
     fn one_caller_leaves_places_to_others_and_a_place_left_is_free_again() {
         let caller = |subject: &str| Caller {
-            subject: subject.to_owned(),
+            subject: subject.into(),
             kind: Kind::Person,
             role: Role::Member,
             owner: None,
             expires_at: 0,
-            key: String::new(),
+            key: "".into(),
         };
         let places = Places::new(4, 2);
         let first = places.enter(Some(&caller("a")));

@@ -51,12 +51,12 @@ async fn main() {
     book.tasks.spawn(following);
     let state = AppState::new(Arc::clone(&book), auth, config, matching, metrics, CancellationToken::new());
     let caller = Caller {
-        subject: "bench".to_owned(),
+        subject: "bench".into(),
         kind: Kind::Service,
         role: Role::Pipeline,
         owner: None,
         expires_at: u64::MAX,
-        key: String::new(),
+        key: "".into(),
     };
     let open = serve(unguarded(state.clone(), caller)).await;
     let server = serve(app(state)).await;

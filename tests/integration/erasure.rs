@@ -10,8 +10,10 @@ mod under_way;
 use std::collections::BTreeMap;
 
 use api::auth::Role;
+use api::extract::MIN_POSITION;
 use domain::meeting::FORGOTTEN;
 use domain::personal_data::Subject;
+use event_store::log;
 use projections::erasure;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -105,19 +107,25 @@ impl People {
 
     /// Returns who speaks in a meeting, by label.
     pub(crate) async fn names(&self, meeting: &str) -> BTreeMap<String, Value> {
-        let (status, shown) = self.server.get(meeting).await;
-        assert_eq!(status, 200, "{shown}");
         let label = |speaker: &Value| {
             (speaker["cluster_id"].as_str().unwrap().to_owned(), speaker["user_profile_id"].clone())
         };
-        shown["speakers"].as_array().unwrap().iter().map(label).collect()
+        self.speakers(meeting).await.iter().map(label).collect()
     }
 
     pub(crate) async fn speaker(&self, meeting: &str, label: &str) -> String {
-        let (_, shown) = self.server.get(meeting).await;
-        let speakers = shown["speakers"].as_array().unwrap();
+        let speakers = self.speakers(meeting).await;
         let speaker = speakers.iter().find(|speaker| speaker["cluster_id"] == label).unwrap();
         speaker["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Returns a meeting's speakers, with all that has happened.
+    async fn speakers(&self, meeting: &str) -> Vec<Value> {
+        let head = log::head(&self.pool).await.unwrap();
+        let read = self.server.client.get(self.server.at(meeting)).header(MIN_POSITION, head);
+        let (status, mut shown) = answer(read).await;
+        assert_eq!(status, 200, "{shown}");
+        serde_json::from_value(shown["speakers"].take()).unwrap()
     }
 
     /// Returns what is cached under a key.

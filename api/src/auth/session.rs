@@ -33,14 +33,14 @@ struct Session {
 pub fn begin(caller: &Caller, secret: &LogSecret, secure: bool) -> HeaderValue {
     let longest = token::now() + LONGEST.as_secs();
     let claims = Claims {
-        sub: caller.subject.clone(),
+        sub: caller.subject.to_string(),
         role: caller.role,
         kind: Some(caller.kind),
         owner: caller.owner.map(|owner| owner.as_uuid()),
         exp: caller.expires_at.min(longest) as f64,
     };
     let seconds = claims.exp as u64 - token::now().min(claims.exp as u64);
-    let session = Session { claims, key: caller.key.clone() };
+    let session = Session { claims, key: caller.key.to_string() };
     let said = serde_json::to_vec(&session).expect("a session can be written as JSON");
     let seal = URL_SAFE_NO_PAD.encode(seal(&said, secret));
     cookie(&format!("{}.{seal}", URL_SAFE_NO_PAD.encode(said)), seconds, secure)
@@ -58,8 +58,8 @@ fn cookie(value: &str, seconds: u64, secure: bool) -> HeaderValue {
     HeaderValue::from_str(&cookie).expect("a cookie is printable ASCII")
 }
 
-/// Returns whose session a request is in; whether the key of its token still counts is for others to say. Where TLS is certain, the cookie of a neighbouring host is not taken for
-/// ours.
+/// Returns whose session a request is in; whether the key of its token still counts is for others to say. Where TLS
+/// is certain, the cookie of a neighbouring host is not taken for ours.
 pub fn of(headers: &HeaderMap, secret: &LogSecret, only_secure: bool) -> Option<Caller> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut sessions = cookies
@@ -99,7 +99,7 @@ mod tests {
 
     fn caller(expires_at: u64) -> Caller {
         let owner = Some(OwnerId::from(Uuid::from_u128(7)));
-        let (subject, key) = ("m-1".to_owned(), "thumbprint".to_owned());
+        let (subject, key) = ("m-1".into(), "thumbprint".into());
         Caller { subject, kind: Kind::Person, role: Role::Member, owner, expires_at, key }
     }
 

@@ -127,8 +127,8 @@ impl Claims {
         let kind = kind.unwrap_or_else(|| role.usual_kind());
         // As a number of whole seconds; what is negative or none is long past.
         let expires_at = (exp.max(0.0) as u64).saturating_add(LEEWAY);
-        let (owner, key) = (owner.map(OwnerId::from), key.to_owned());
-        Ok(Caller { subject: sub, kind, role, owner, expires_at, key })
+        let owner = owner.map(OwnerId::from);
+        Ok(Caller { subject: sub.into(), kind, role, owner, expires_at, key: key.into() })
     }
 }
 
