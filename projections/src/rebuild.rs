@@ -4,13 +4,13 @@
 pub mod compare;
 pub mod lay_down;
 mod noting;
+mod pace;
 pub mod run;
 pub mod running;
 pub mod swap;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use event_store::EventStore;
@@ -26,6 +26,7 @@ use crate::fold::{MeetingRows, Rows, fold};
 use crate::parked::{self, Exceptions, ParkedError, Verdict};
 use crate::projector::{BATCH, ProjectError, catch_up};
 use crate::rebuild::compare::Report;
+use crate::rebuild::pace::{Pace, QUIET};
 use crate::schema::{self, Bare};
 use crate::tables::artifacts::ArtifactRow;
 use crate::tables::cache::CacheWrite;
@@ -41,8 +42,8 @@ use crate::tables::user_profiles::UserProfileRow;
 
 /// How many workers fold at once, while nobody appends: each keeps a core of its own and one of PostgreSQL's busy.
 const WORKERS: usize = 2;
-/// For how long nobody must have appended before another worker than the first takes a part.
-const QUIET: Duration = Duration::from_millis(100);
+/// The phase in which the tables get back what makes COPY slow.
+const ADDING: &str = "adding indexes and constraints";
 /// Into how many parts the ids of one type are split; more than workers, so that none waits long for the last.
 const PARTS: u32 = 32;
 
@@ -179,6 +180,7 @@ pub async fn build(
     creating.execute(stage).await.map_err(&failed)?;
     creating.commit().await.map_err(&failed)?;
 
+    let mut pace = Pace::new(store.head());
     progress.phase("folding", until);
     let parked = fold_all(store, schema, until, progress).await?;
 
@@ -203,8 +205,12 @@ pub async fn build(
     .await
     .map_err(&failed)?;
     connection.execute("DROP TABLE cache_staged").await.map_err(&failed)?;
-    if let Err(error) = bare.restore(&mut connection).await {
-        return Err(contradiction(&mut connection, error).await);
+    for statement in bare.statements() {
+        pace.statement(&mut connection).await.map_err(database(ADDING))?;
+        if let Err(error) = connection.execute(statement.as_str()).await {
+            return Err(contradiction(&mut connection, error).await);
+        }
+        pace.rest().await;
     }
     if parked.iter().filter(|event| event.reason.is_some()).count() > parked::MOST_AGGREGATES {
         return Err(RebuildError::TooManyParked);
@@ -233,9 +239,8 @@ pub async fn build(
 /// Finds out which rows the constraints refuse: the histories of two aggregates claim the same one, which only
 /// damage can bring about.
 async fn contradiction(connection: &mut PgConnection, error: sqlx::Error) -> RebuildError {
-    let phase = "adding indexes and constraints";
     if !parked::is_refusal(&error) {
-        return database(phase)(error);
+        return database(ADDING)(error);
     }
     let twice = sqlx::query_scalar(
         "SELECT format('%s %s', t, id) FROM (
@@ -247,7 +252,7 @@ async fn contradiction(connection: &mut PgConnection, error: sqlx::Error) -> Reb
     let twice: Result<Vec<String>, sqlx::Error> = twice.fetch_all(connection).await;
     match twice {
         Ok(twice) if !twice.is_empty() => RebuildError::Contradiction { rows: twice.join(", ") },
-        Ok(_) | Err(_) => database(phase)(error),
+        Ok(_) | Err(_) => database(ADDING)(error),
     }
 }
 
@@ -288,13 +293,13 @@ async fn fold_all(
         let mut reader = connect(store, schema).await?;
         let (parts, done, progress) = (Arc::clone(&parts), Arc::clone(&done), Arc::clone(progress));
         let (exceptions, keyring) = (exceptions.clone(), store.keyring().clone());
-        let mut head = store.head().subscribe();
+        let mut pace = Pace::new(store.head());
         workers.spawn(async move {
             let mut parked = vec![];
             loop {
-                // The first goes on whatever happens; the others leave their cores to those who append.
-                while n > 0 && head.has_changed().unwrap_or(false) && !parts.lock().await.is_empty() {
-                    head.borrow_and_update();
+                // The first goes on, with rests. The others leave their cores to those who append, between parts: one
+                // that waits with a part in hand would keep the rebuild from its end.
+                while n > 0 && pace.somebody_appends() && !parts.lock().await.is_empty() {
                     sleep(QUIET).await;
                 }
                 let Some((aggregate_type, part)) = parts.lock().await.pop() else { return Ok(parked) };
@@ -309,7 +314,7 @@ async fn fold_all(
                         &after,
                         &to,
                         until,
-                        BATCH,
+                        pace.batch(),
                     )
                     .await?;
                     let Some(last) = entries.last() else { break };
@@ -318,6 +323,7 @@ async fn fold_all(
                     worker.fold(&entries);
                     worker.write(&mut reader, &mut writer, &keyring, &aggregate_type, until).await?;
                     progress.done(done.fetch_add(read, Ordering::Relaxed) + read);
+                    pace.rest().await;
                 }
                 worker.finish();
                 worker.write(&mut reader, &mut writer, &keyring, &aggregate_type, until).await?;

@@ -154,9 +154,14 @@ impl Bare {
         Ok(Self { restore })
     }
 
+    /// Returns the statements that put constraints and indexes back, in order.
+    pub fn statements(self) -> Vec<String> {
+        self.restore
+    }
+
     /// Puts them back.
     pub async fn restore(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        for statement in self.restore {
+        for statement in self.statements() {
             connection.execute(statement.as_str()).await?;
         }
         Ok(())

@@ -54,6 +54,16 @@ pub(crate) async fn caught_up_and_equal(pool: &PgPool) -> i64 {
     assert_tables_equal_the_fold(pool).await
 }
 
+/// Waits until whoever was erased is gone: what an erasure has to tell is appended by itself.
+pub(crate) async fn erasures_are_complete(pool: &PgPool) {
+    eventually("whoever was erased is gone", async || {
+        let unfinished = "SELECT count(*) FROM keys.erasures WHERE completed_at IS NULL";
+        let unfinished: i64 = sqlx::query_scalar(unfinished).fetch_one(pool).await.unwrap();
+        (unfinished == 0).then_some(())
+    })
+    .await;
+}
+
 /// Compares the tables, at the position where they are, with the log up to there, folded in memory from
 /// nothing; returns the position. They must be equal at every moment, but between an erasure and the tables that
 /// show it. What is parked or skipped is as if it had not happened.

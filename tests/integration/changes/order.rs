@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Change, Feed, log_of, positions, previous_in, refusal};
 use crate::http::Scene;
-use crate::read_models::eventually;
+use crate::read_models::erasures_are_complete;
 use crate::read_models::history::{self, append};
 
 /// Two meetings and two people, interleaved, with everything in it that must not leave.
@@ -141,13 +141,7 @@ async fn no_name_no_vector_and_no_free_text_is_among_the_bytes() {
 async fn filters_by_type_and_meeting_let_through_what_was_asked_for_and_previous_stays_true() {
     let scene = Scene::start().await;
     tell_all(&scene).await;
-    // What an erasure has to tell comes by itself.
-    let unfinished = "SELECT count(*) FROM keys.erasures WHERE completed_at IS NULL";
-    eventually("whoever was erased is gone", async || {
-        let unfinished: i64 = sqlx::query_scalar(unfinished).fetch_one(&scene.pool).await.unwrap();
-        (unfinished == 0).then_some(())
-    })
-    .await;
+    erasures_are_complete(&scene.pool).await;
     let log = log_of(&scene.pool).await;
     let previous = previous_in(&log);
     let (one, other) = (Uuid::from_u128(0xa0).to_string(), Uuid::from_u128(0xb0).to_string());

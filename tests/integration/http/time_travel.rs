@@ -12,6 +12,7 @@ use tests::server::Server;
 use uuid::Uuid;
 
 use super::{Answer, MIN_POSITION, Scene, send, sha256};
+use crate::read_models::erasures_are_complete;
 use crate::read_models::history::{self, append, file_id};
 use crate::read_models::random::{meeting_command, profile_command};
 
@@ -351,7 +352,7 @@ async fn a_history_is_shown_up_to_an_event_that_cannot_be_read() {
     book.close().await;
 }
 
-/// Makes nobody of each speaker who was somebody forgotten.
+/// Shows each speaker who was linked to somebody forgotten as nobody.
 fn unlink(answer: &mut Answer, forgotten: impl Fn(&str) -> bool) {
     let mut shown = answer.json();
     for speaker in shown.get_mut("speakers").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -394,6 +395,7 @@ async fn any_history_is_shown_as_of_each_position_as_it_was_shown_then() {
             diary.note(&scene, &paths).await;
         }
     }
+    erasures_are_complete(book.pool()).await;
     let head = diary.note(&scene, &paths).await;
     diary.check(&scene, &head.to_string(), head).await;
     diary.check(&scene, &rfc_3339(Utc::now() - TimeDelta::microseconds(1)), head).await;
