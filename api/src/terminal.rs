@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::embedded::Progress;
 
@@ -46,8 +46,16 @@ pub fn bar(total: u64, what: &'static str) -> ProgressBar {
 
 /// Returns the style of work that can be measured.
 pub fn measured_style() -> ProgressStyle {
-    let style = ProgressStyle::with_template("{msg:<12} [{bar:30}] {pos}/{len} {per_sec} {eta}");
-    style.expect("the template is valid").progress_chars("=> ")
+    let style = ProgressStyle::with_template("{msg:<12} [{bar:30}] {pos}/{len} {rate}");
+    style.expect("the template is valid").progress_chars("=> ").with_key("rate", rate)
+}
+
+/// Writes how many steps a second are done and how long the rest takes, once it is known.
+fn rate(state: &ProgressState, to: &mut dyn std::fmt::Write) {
+    if state.per_sec() >= 1.0 {
+        // Nothing can be done about a line that cannot be written.
+        let _ = write!(to, "{:.0}/s, {} left", state.per_sec(), HumanDuration(state.eta()));
+    }
 }
 
 /// Returns the style of work without a measure.

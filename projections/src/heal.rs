@@ -81,6 +81,9 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
     let before = HashMap::from([(key, Rows::Meeting(Box::new(found.clone())))]);
     let after = HashMap::from([(key, Rows::Meeting(rows.clone()))]);
     let (missing, differing, surplus) = Changes::between(&before, &after).rows();
+    // What is cached is not loaded by aggregate: keys are shared.
+    let cached = rows.cache.values().collect::<Vec<_>>();
+    let of_cache = cache::damage(&mut transaction, &cached).await.map_err(&failed)?;
     let statements = replace(&found, &rows);
     for statement in statements {
         statement.execute(&mut transaction).await.map_err(|error| {
@@ -108,7 +111,14 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
         .map_err(&failed)?;
     checkpoint::renew(&mut transaction, LIVE).await.map_err(&failed)?;
     transaction.commit().await.map_err(&failed)?;
-    Ok(Some(Healed { events, position: held.position, missing, differing, surplus, parked: parked.len() }))
+    Ok(Some(Healed {
+        events,
+        position: held.position,
+        missing: missing + of_cache[0],
+        differing: differing + of_cache[1],
+        surplus: surplus + of_cache[2],
+        parked: parked.len(),
+    }))
 }
 
 /// Returns the rows that a meeting has. Its own file, whichever one its row may name.

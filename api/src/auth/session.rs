@@ -1,6 +1,7 @@
 //! A browser's session: what a token said when somebody logged in with it, in a cookie that nobody makes who does not
 //! have the log's sealed secret, and so the master key. It ends with the token, with the key that the token was signed
-//! by, and after eight hours at the latest; and when somebody logs out.
+//! by, and after eight hours at the latest. Whoever logs out is asked to forget the cookie: nothing is kept of sessions
+//! here, so a copy of it lasts as long as it would have.
 
 use std::time::Duration;
 

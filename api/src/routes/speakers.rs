@@ -19,8 +19,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{CommandAnswer, CommandHeaders, CommandProblems, ReadHeaders, ReadProblems, position_header};
+use super::{
+    CommandAnswer, CommandHeaders, CommandProblems, PastReadProblems, ReadHeaders, ReadProblems, meetings,
+    position_header,
+};
 use crate::app::AppState;
+use crate::as_of::AsOf;
 use crate::auth::Caller;
 use crate::error::Problem;
 use crate::extract::{Command, Fresh, Id, NoQuery, Parser, PathOf, QueryOf, read_body};
@@ -52,11 +56,16 @@ pub(super) struct ListQuery {
     /// Whether each speaker comes with all segments of its speech.
     #[serde(default)]
     segments: bool,
+    /// Shows them as they stood then, as of a meeting, with the names of today.
+    #[param(value_type = Option<String>, example = "2026-11-24T09:00:00Z")]
+    as_of: Option<AsOf>,
 }
 
 /// Show who speaks in a meeting, and why that is said
+///
+/// Of a meeting that has been erased since nobody is shown with `as_of` either (404 `meeting_erased`).
 #[utoipa::path(get, operation_id = "listSpeakers", path = "/v1/meetings/{id}/speakers", tag = "meetings",
-    params(("id" = Uuid, Path), ListQuery, ReadHeaders), responses((status = 200, body = MeetingSpeakers), ReadProblems))]
+    params(("id" = Uuid, Path), ListQuery, ReadHeaders), responses((status = 200, body = MeetingSpeakers), PastReadProblems))]
 async fn list(
     State(state): State<AppState>,
     caller: Caller,
@@ -65,7 +74,15 @@ async fn list(
     _fresh: Fresh,
 ) -> Result<Response, Problem> {
     let detail = Detail { segments: query.segments, candidates: caller.sees_candidates() };
-    let shown = speakers::of_meeting(&state.book.store, id, detail).await?;
+    let store = &state.book.store;
+    let shown = match query.as_of {
+        None => speakers::of_meeting(store, id, detail).await?,
+        Some(as_of) => {
+            // Whether there is something to show is told as it is of the meeting.
+            let position = meetings::find(&state, id, Some(as_of)).await?.position;
+            speakers::of_meeting_at(store, id, position, detail).await?
+        }
+    };
     Ok((position_header(shown.position), Json(shown)).into_response())
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// For how long nobody must have appended for the machine to be ours.
-pub(super) const QUIET: Duration = Duration::from_millis(100);
+pub(super) const QUIET: Duration = Duration::from_millis(50);
 /// How much of the log is folded and written at once while nobody appends.
 const LARGE: BatchLimits = crate::projector::BATCH;
 /// The same while somebody does, whose command waits for a core, and for the flush of what was written before it: some

@@ -20,6 +20,8 @@ use crate::tables::checkpoint;
 
 /// How long readers of the moment are waited for, before trying again later.
 const LOCK: &str = "SET LOCAL lock_timeout = '80ms'";
+/// How long they are waited for at all of the tables together.
+const LOCK_ALL: &str = "SET LOCAL statement_timeout = '80ms'";
 /// How long the writer of the moment is waited for; readers go on meanwhile.
 const LOCK_WRITERS: &str = "SET LOCAL lock_timeout = '2s'";
 /// How often the swap is tried.
@@ -56,17 +58,17 @@ pub async fn swap(
         return Err(RebuildError::OtherShape { schema: schema.to_owned() });
     }
     schema::drop(&mut connection, OLD).await.map_err(&failed)?;
+    let mut blocked = Duration::ZERO;
     for _ in 0..TRIES {
         // Near first, so that the live tables are held for a moment only.
         let shown = checkpoint::read(store.pool()).await.map_err(&failed)?.position;
         let near = stop.run_until_cancelled(catch_up_to(store, schema, shown)).await;
         near.unwrap_or(Err(RebuildError::Interrupted))?;
         let mut holding = connection.begin().await.map_err(&failed)?;
-        match try_swap(store, &mut holding, schema).await {
-            Ok(swapped) => {
-                let started = Instant::now();
+        match try_swap(store, &mut holding, schema, &mut blocked).await {
+            Ok((position, began)) => {
                 holding.commit().await.map_err(&failed)?;
-                let blocked = swapped.blocked + started.elapsed();
+                blocked = blocked.max(began.elapsed());
                 // It has come to pass, whatever becomes of the rest: the next one that begins clears away, and what
                 // was skipped can be skipped again.
                 if let Err(error) = schema::drop(&mut connection, OLD).await {
@@ -75,7 +77,7 @@ pub async fn swap(
                 if let Err(error) = parked::pass_skipped(store).await {
                     warn!(error = &error as &dyn std::error::Error, "what was skipped is parked again");
                 }
-                return Ok(Swapped { blocked, ..swapped });
+                return Ok(Swapped { position, blocked });
             }
             Err(RebuildError::Busy) => {
                 holding.rollback().await.map_err(&failed)?;
@@ -101,11 +103,14 @@ pub(super) async fn replace_empty(store: &EventStore, schema: &str) -> Result<()
     replacing.commit().await.map_err(&failed)
 }
 
+/// Changes the names; returns the position, and from when on readers have to wait until that is committed. Where the
+/// tables were not to be had, it says in `blocked` for how long readers waited for that.
 async fn try_swap(
     store: &EventStore,
     holding: &mut PgConnection,
     schema: &str,
-) -> Result<Swapped, RebuildError> {
+    blocked: &mut Duration,
+) -> Result<(i64, Instant), RebuildError> {
     let failed = |source: sqlx::Error| {
         if is_busy(&source) { RebuildError::Busy } else { database("swapping")(source) }
     };
@@ -115,7 +120,6 @@ async fn try_swap(
     holding.execute(writers.as_str()).await.map_err(failed)?;
     let held = checkpoint::lock(holding).await.map_err(failed)?;
     catch_up_to(store, schema, held.position).await?;
-    let started = Instant::now();
     // A reader of several tables sees them all before, or all after. They are locked in the order in which
     // readers come to them (`queries`): none holds one and waits for another that is locked already.
     let tables = [
@@ -140,16 +144,21 @@ async fn try_swap(
     .fetch_all(&mut *holding)
     .await
     .map_err(failed)?;
-    holding
-        .execute(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")).as_str())
-        .await
-        .map_err(failed)?;
+    // Whoever comes for a table waits from here on; also of all the tables together no longer than for one.
+    holding.execute(LOCK_ALL).await.map_err(failed)?;
+    let began = Instant::now();
+    let lock = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", "));
+    if let Err(error) = holding.execute(lock.as_str()).await {
+        *blocked = (*blocked).max(began.elapsed());
+        return Err(failed(error));
+    }
+    holding.execute("SET LOCAL statement_timeout = 0").await.map_err(failed)?;
     copy_grants(holding, schema).await.map_err(failed)?;
     rename(holding, schema).await.map_err(failed)?;
     // Never the same number twice, not even on the way back: a projector tells generations apart by it.
     let live = checkpoint::renew(holding, LIVE).await.map_err(failed)?;
     parked::release(holding, held, live).await.map_err(failed)?;
-    Ok(Swapped { position: held.position, blocked: started.elapsed() })
+    Ok((held.position, began))
 }
 
 async fn rename(transaction: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
@@ -204,8 +213,8 @@ async fn copy_grants(transaction: &mut PgConnection, to: &str) -> Result<(), sql
     Ok(())
 }
 
-/// Tells a lock that was not to be had in time, or a deadlock, from a failure.
+/// Tells locks that were not to be had in time, or a deadlock, from a failure.
 fn is_busy(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("55P03" | "40P01"))
+    matches!(code.as_deref(), Some("55P03" | "57014" | "40P01"))
 }

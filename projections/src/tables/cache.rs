@@ -83,6 +83,30 @@ pub(crate) fn forget(writes: &[&CacheWrite]) -> Option<Statement> {
     Some(statement)
 }
 
+/// Returns how many rows of these keys, if not of a later event, are missing, differ, and should not be there.
+pub(crate) async fn damage(
+    connection: &mut PgConnection,
+    writes: &[&CacheWrite],
+) -> Result<[usize; 3], sqlx::Error> {
+    let damage: (i64, i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE w.value IS NOT NULL AND c.key IS NULL AND (w.ttl IS NULL OR w.ttl > now())),
+                count(*) FILTER (WHERE (w.value IS NULL) = (c.key IS NULL)
+                                   AND ((c.value, c.ttl) IS DISTINCT FROM (w.value, w.ttl)
+                                        OR o.position IS DISTINCT FROM w.position)),
+                count(*) FILTER (WHERE w.value IS NULL AND c.key IS NOT NULL)
+           FROM UNNEST ($1::text[], $2::bigint[], $3::text[], $4::timestamptz[]) AS w (key, position, value, ttl)
+           LEFT JOIN cache c ON c.key = w.key LEFT JOIN cache_origin o ON o.key = w.key
+          WHERE o.position IS NULL OR o.position <= w.position",
+    )
+    .bind(column!(writes, write => write.key.as_str()))
+    .bind(column!(writes, write => write.position))
+    .bind(column!(writes, write => write.entry.as_ref().map(|(value, _)| value.as_str())))
+    .bind(column!(writes, write => write.entry.as_ref().and_then(|(_, ttl)| *ttl)))
+    .fetch_one(connection)
+    .await?;
+    Ok(<[i64; 3]>::from(damage).map(|rows| usize::try_from(rows).unwrap_or_default()))
+}
+
 /// Deletes at most `limit` rows that expired by `now`; returns how many.
 pub async fn sweep(
     connection: &mut PgConnection,

@@ -74,6 +74,7 @@ async fn a_whole_life_is_shown_at_every_position_and_every_time_as_it_was_shown_
     let paths = [
         meeting.meeting(),
         format!("{}/events", meeting.meeting()),
+        format!("{}/speakers", meeting.meeting()),
         format!("/v1/files/{}", file.as_str().unwrap()),
         other.meeting(),
         person.profile(),
@@ -417,6 +418,10 @@ async fn any_history_is_shown_as_of_each_position_as_it_was_shown_then() {
         let gone = |path: &&String| is_file(path) || erased(path).is_some_and(|erased| *position < erased);
         for path in paths.iter().filter(gone) {
             answers.remove(path);
+            if path.starts_with("/v1/meetings/") {
+                let speakers = scene.get(&format!("{path}/speakers?as_of={position}")).await;
+                assert_eq!(speakers.status, 404, "seed {seed}: {path}: {speakers:?}");
+            }
             assert_eq!(
                 scene.get(&format!("{path}?as_of={position}")).await.status,
                 404,

@@ -139,11 +139,11 @@ async fn whatever_was_done_to_the_rows_of_a_meeting_they_become_what_history_say
             (1, 0, 0),
         ),
         (format!("UPDATE speaker_reassignments SET position = 1 WHERE meeting_id = '{MEETING}'"), (1, 0, 1)),
-        (format!("UPDATE cache SET value = 'x', ttl = now() + interval '1 year' WHERE {cache}"), (0, 0, 0)),
-        (format!("DELETE FROM cache WHERE {cache}"), (0, 0, 0)),
-        (format!("DELETE FROM cache_origin WHERE {cache}"), (0, 0, 0)),
-        (format!("UPDATE cache_origin SET position = 1 WHERE {cache}"), (0, 0, 0)),
-        (all, (7, 0, 0)),
+        (format!("UPDATE cache SET value = 'x', ttl = now() + interval '1 year' WHERE {cache}"), (0, 2, 0)),
+        (format!("DELETE FROM cache WHERE {cache}"), (2, 0, 0)),
+        (format!("DELETE FROM cache_origin WHERE {cache}"), (0, 2, 0)),
+        (format!("UPDATE cache_origin SET position = 1 WHERE {cache}"), (0, 2, 0)),
+        (all, (9, 0, 0)),
     ] {
         pool.execute(damage.as_str()).await.unwrap();
         let healed = heal(&book, MEETING).await;

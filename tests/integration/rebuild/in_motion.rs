@@ -180,7 +180,8 @@ async fn a_rebuild_killed_at_any_moment_leaves_the_live_tables_and_the_next_one_
     assert_eq!(unfinished, 0);
 }
 
-/// Registers one meeting after the other, each once the one before is shown; returns how many.
+/// Registers one meeting after the other, each a moment after the one before is shown; returns how many. A rebuild
+/// rests while somebody appends: without a pause the history would grow as fast as it is gone through.
 async fn write(book: Arc<Book>, finish: CancellationToken) -> usize {
     let mut workload = Workload::new(fastrand::u64(..), 1);
     let mut written = 0;
@@ -191,6 +192,7 @@ async fn write(book: Arc<Book>, finish: CancellationToken) -> usize {
         let shown = freshness::wait_for(book.pool(), &book.projection, place.last_position, deadline);
         assert!(shown.await.unwrap(), "{place:?} is not shown");
         written += 1;
+        sleep(Duration::from_millis(fastrand::u64(..150))).await;
     }
     written
 }
@@ -270,6 +272,19 @@ async fn a_table_held_for_all_the_time_stops_the_swap_and_changes_nothing() {
     assert_eq!(generation(&pool).await, 1);
     assert_clean(&database).await;
     rebuilt(&database, &["rebuild", "--json"]).await;
+}
+
+#[tokio::test]
+async fn what_readers_waited_while_the_swap_did_not_come_to_pass_is_told() {
+    let (database, pool) = small_book().await;
+    let mut swap = AtSwap::reach(&database, &pool).await;
+    // Longer than a try waits.
+    sleep(Duration::from_millis(500)).await;
+    swap.release_reader().await;
+    let (ran, told) = swap.ended().await;
+    assert_eq!(ran.code, Some(0), "{told:?} {}", ran.stderr);
+    let swapped = told.iter().find(|line| !line["swapped"].is_null()).unwrap();
+    assert!(swapped["swapped"]["blocked_ms"].as_f64().unwrap() >= 80.0, "{swapped}");
 }
 
 /// A rebuild that is ready to swap, and is kept from it by somebody who reads a table.
