@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// For how long nobody must have appended for the machine to be ours.
-pub(super) const QUIET: Duration = Duration::from_millis(50);
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 /// How much of the log is folded and written at once while nobody appends.
 const LARGE: BatchLimits = crate::projector::BATCH;
 /// The same while somebody does, whose command waits for a core, and for the flush of what was written before it: some
 /// 3 ms here. Whether it is right is measured by the benchmark `rebuild`.
-const SMALL: BatchLimits = BatchLimits { events: 100, bytes: 256 * 1024 };
+const SMALL: BatchLimits = BatchLimits { events: 64, bytes: 256 * 1024 };
 /// How long a rest is, in terms of the piece of work before it.
 const REST: u32 = 3;
 /// How long it is at most: the index of a large table takes its time.
