@@ -238,6 +238,7 @@ pub fn operations_app(state: AppState) -> Router {
 /// Returns the routes under `/v1`, those of operations, and the document that describes both.
 fn api() -> (Router<AppState>, Router<AppState>, utoipa::openapi::OpenApi) {
     let (v1, mut document) = OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .merge(routes::meeting_commands::router())
         .merge(routes::meetings::router())
         .merge(routes::speakers::router())
         .merge(routes::pending_corrections::router())

@@ -257,7 +257,7 @@ impl Auth {
     }
 }
 
-/// By ring, in assembly: it is done for each request, of which sha2 took 2 % on a processor without instructions for it.
+/// By ring, in assembly: it is done for each request, and not every processor has instructions for it.
 fn hash_of(token: &str) -> TokenHash {
     let hash = digest(&SHA256, token.as_bytes());
     hash.as_ref().try_into().expect("a SHA-256 hash has 32 bytes")

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod changes;
 pub mod erasures;
 pub mod files;
+pub mod meeting_commands;
 pub mod meetings;
 pub mod operations;
 pub mod pending_corrections;
@@ -28,7 +29,7 @@ use crate::extract::{Cursor, Limit, Parser, etag, read_query};
 /// Returns all that parses bodies and query strings under `/v1`.
 pub fn parsers() -> Vec<Parser> {
     let bodies = [
-        meetings::BODIES,
+        meeting_commands::BODIES,
         speakers::BODIES,
         pending_corrections::BODIES,
         profiles::BODIES,

@@ -83,7 +83,8 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
     let (missing, differing, surplus) = Changes::between(&before, &after).rows();
     // What is cached is not loaded by aggregate: keys are shared.
     let cached = rows.cache.values().collect::<Vec<_>>();
-    let of_cache = cache::damage(&mut transaction, &cached).await.map_err(&failed)?;
+    let (cached_missing, cached_differing, cached_surplus) =
+        cache::damage(&mut transaction, &cached).await.map_err(&failed)?;
     let statements = replace(&found, &rows);
     for statement in statements {
         statement.execute(&mut transaction).await.map_err(|error| {
@@ -114,9 +115,9 @@ pub async fn heal_meeting(store: &EventStore, id: Uuid, actor: &str) -> Result<O
     Ok(Some(Healed {
         events,
         position: held.position,
-        missing: missing + of_cache[0],
-        differing: differing + of_cache[1],
-        surplus: surplus + of_cache[2],
+        missing: missing + cached_missing,
+        differing: differing + cached_differing,
+        surplus: surplus + cached_surplus,
         parked: parked.len(),
     }))
 }

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use event_store::EventStore;
+use sqlx::error::DatabaseError;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -150,7 +151,7 @@ async fn try_swap(
     let lock = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", "));
     if let Err(error) = holding.execute(lock.as_str()).await {
         *blocked = (*blocked).max(began.elapsed());
-        return Err(failed(error));
+        return Err(if is_out_of_time(&error) { RebuildError::Busy } else { failed(error) });
     }
     holding.execute("SET LOCAL statement_timeout = 0").await.map_err(failed)?;
     copy_grants(holding, schema).await.map_err(failed)?;
@@ -213,8 +214,12 @@ async fn copy_grants(transaction: &mut PgConnection, to: &str) -> Result<(), sql
     Ok(())
 }
 
-/// Tells locks that were not to be had in time, or a deadlock, from a failure.
+/// Tells a lock that was not to be had in time, or a deadlock, from a failure.
 fn is_busy(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("55P03" | "57014" | "40P01"))
+    matches!(error.as_database_error().and_then(DatabaseError::code).as_deref(), Some("55P03" | "40P01"))
+}
+
+/// Tells a statement that ran out of its time.
+fn is_out_of_time(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("57014")
 }

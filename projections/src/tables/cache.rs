@@ -87,8 +87,8 @@ pub(crate) fn forget(writes: &[&CacheWrite]) -> Option<Statement> {
 pub(crate) async fn damage(
     connection: &mut PgConnection,
     writes: &[&CacheWrite],
-) -> Result<[usize; 3], sqlx::Error> {
-    let damage: (i64, i64, i64) = sqlx::query_as(
+) -> Result<(usize, usize, usize), sqlx::Error> {
+    let (missing, differing, surplus): (i64, i64, i64) = sqlx::query_as(
         "SELECT count(*) FILTER (WHERE w.value IS NOT NULL AND c.key IS NULL AND (w.ttl IS NULL OR w.ttl > now())),
                 count(*) FILTER (WHERE (w.value IS NULL) = (c.key IS NULL)
                                    AND ((c.value, c.ttl) IS DISTINCT FROM (w.value, w.ttl)
@@ -104,7 +104,8 @@ pub(crate) async fn damage(
     .bind(column!(writes, write => write.entry.as_ref().and_then(|(_, ttl)| *ttl)))
     .fetch_one(connection)
     .await?;
-    Ok(<[i64; 3]>::from(damage).map(|rows| usize::try_from(rows).unwrap_or_default()))
+    let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
+    Ok((count(missing), count(differing), count(surplus)))
 }
 
 /// Deletes at most `limit` rows that expired by `now`; returns how many.

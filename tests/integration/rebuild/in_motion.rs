@@ -278,14 +278,20 @@ async fn a_table_held_for_all_the_time_stops_the_swap_and_changes_nothing() {
 async fn what_readers_waited_while_the_swap_did_not_come_to_pass_is_told() {
     let (database, pool) = small_book().await;
     let mut swap = AtSwap::reach(&database, &pool).await;
-    // Longer than a try waits.
-    sleep(Duration::from_millis(500)).await;
+    eventually("a try has been given up", async || {
+        (sqlx::query_scalar::<_, i64>(WAITING).fetch_one(&pool).await.unwrap() == 0).then_some(())
+    })
+    .await;
     swap.release_reader().await;
     let (ran, told) = swap.ended().await;
     assert_eq!(ran.code, Some(0), "{told:?} {}", ran.stderr);
     let swapped = told.iter().find(|line| !line["swapped"].is_null()).unwrap();
     assert!(swapped["swapped"]["blocked_ms"].as_f64().unwrap() >= 80.0, "{swapped}");
 }
+
+/// How many wait for a table of their own.
+const WAITING: &str = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+                        WHERE datname = current_database() AND NOT granted AND mode = 'AccessExclusiveLock'";
 
 /// A rebuild that is ready to swap, and is kept from it by somebody who reads a table.
 struct AtSwap {
@@ -302,9 +308,7 @@ impl AtSwap {
         let mut rebuilding = rebuilding.env("DATABASE_URL", &database.url).spawn().unwrap();
         let told = until_said(&mut rebuilding, "swapping").await;
         eventually("the swap waits for the reader", async || {
-            let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
-                            WHERE datname = current_database() AND NOT granted AND mode = 'AccessExclusiveLock'";
-            (sqlx::query_scalar::<_, i64>(waiting).fetch_one(pool).await.unwrap() > 0).then_some(())
+            (sqlx::query_scalar::<_, i64>(WAITING).fetch_one(pool).await.unwrap() > 0).then_some(())
         })
         .await;
         assert_eq!(generation(pool).await, 1);
