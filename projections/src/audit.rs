@@ -28,7 +28,7 @@ pub struct Reassignment {
     /// The speaker.
     #[schema(example = "0d3f4d43-6b8e-8b0c-9a3c-1f6f3f0e6c11")]
     pub speaker_id: Uuid,
-    /// The speaker's label in the diarization.
+    /// The speaker's label in the diarization; null for a speaker of an earlier one, from whom somebody was forgotten.
     #[schema(example = "spk00")]
     pub cluster_id: Option<String>,
     /// Who it was until then; null for nobody known.

@@ -21,7 +21,7 @@ pub struct ReassignmentRow {
     pub sequence: i64,
     /// The speaker.
     pub speaker_id: Uuid,
-    /// The speaker's label in the diarization.
+    /// The speaker's label in the diarization; none for a speaker of an earlier one, from whom somebody was forgotten.
     pub cluster_id: Option<String>,
     /// Who it was until then; none for nobody known.
     pub from_profile_id: Option<Uuid>,
