@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::book::Book;
 use crate::cli::Done;
 use crate::config::DatabaseConfig;
-use crate::rebuild::{self, Teller};
+use crate::rebuild::{self, Teller, VerifyArgs};
 use crate::terminal;
 
 /// How long erasures may take to be carried out at the command line.
@@ -168,7 +168,7 @@ pub async fn build_and_verify(
     if finished == Done::Interrupted {
         return Ok(Done::Interrupted);
     }
-    let verified = rebuild::verify(book, args.json, stop).await?;
+    let verified = rebuild::verify(book, VerifyArgs { full_speed: false, json: args.json }, stop).await?;
     Ok(if verified == Done::Whole { finished } else { verified })
 }
 

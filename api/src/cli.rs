@@ -190,7 +190,7 @@ async fn execute(cli: Cli) -> anyhow::Result<Done> {
         }
         Command::Verify(args) => {
             with_book_until_stopped(Book::open(&database), async |book, stop| {
-                rebuild::verify(book, args.json, &stop).await
+                rebuild::verify(book, args, &stop).await
             })
             .await
         }

@@ -274,7 +274,7 @@ impl From<RebuildError> for Problem {
             | RebuildError::TooManyParked
             | RebuildError::Contradiction { .. }
             | RebuildError::OtherShape { .. }
-            | RebuildError::Busy
+            | RebuildError::Busy { .. }
             | RebuildError::Worker
             | RebuildError::Interrupted
             | RebuildError::Differences

@@ -14,7 +14,8 @@ use indicatif::ProgressBar;
 use projections::heal::{Healed, heal_meeting};
 use projections::rebuild::compare::Report;
 use projections::rebuild::lay_down::{LayDown, SchemaName, Until};
-use projections::rebuild::run::{Ended, Findings, Job, LaidDown, Rebuild, SwapReport};
+use projections::rebuild::pace::Speed;
+use projections::rebuild::run::{Ended, Findings, Job, LaidDown, Manner, Rebuild, SwapReport};
 use projections::rebuild::running::Asked;
 use projections::rebuild::{Progress, RebuildError};
 use projections::schema::quoted;
@@ -49,6 +50,13 @@ pub struct RebuildArgs {
     /// The new schema in which they are laid down
     #[arg(long, value_name = "NAME", requires = "until")]
     schema: Option<SchemaName>,
+    /// Do not make way for those who append meanwhile: it takes less time, and their commands take longer
+    #[arg(long, conflicts_with_all = ["rollback", "meeting"])]
+    full_speed: bool,
+    /// For how long the swap is tried while readers hold the tables
+    #[arg(long, value_name = "SECONDS", default_value = "300",
+          conflicts_with_all = ["dry_run", "meeting", "until"])]
+    swap_timeout: u32,
     /// Report progress and outcome as JSON lines
     #[arg(long)]
     json: bool,
@@ -57,6 +65,9 @@ pub struct RebuildArgs {
 /// How `verify` is done.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
+    /// Do not make way for those who append meanwhile: it takes less time, and their commands take longer
+    #[arg(long)]
+    pub full_speed: bool,
     /// Report progress and outcome as JSON lines
     #[arg(long)]
     pub json: bool,
@@ -64,6 +75,8 @@ pub struct VerifyArgs {
 
 /// Builds a generation from history, and does with it what is asked for.
 pub async fn run(book: &Book, args: RebuildArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
+    let swap_timeout = Duration::from_secs(args.swap_timeout.into());
+    let manner = Manner { speed: speed(args.full_speed), swap_timeout };
     let job = match args {
         RebuildArgs { meeting: Some(meeting), json, .. } => return heal(book, meeting, json).await,
         RebuildArgs { until: Some(until), schema: Some(schema), .. } => {
@@ -73,7 +86,7 @@ pub async fn run(book: &Book, args: RebuildArgs, stop: &CancellationToken) -> an
         RebuildArgs { dry_run: true, .. } => Job::DryRun,
         RebuildArgs { accept_differences, .. } => Job::Rebuild { accept_differences },
     };
-    let Ended { findings, result } = carry_out(book, job, args.json, stop).await?;
+    let Ended { findings, result } = carry_out(book, job, manner, args.json, stop).await?;
     if args.json {
         tell_as_json(&findings)?;
     } else {
@@ -101,8 +114,10 @@ async fn heal(book: &Book, meeting: MeetingId, json: bool) -> anyhow::Result<Don
 }
 
 /// Compares the live tables with history, and looks at the log itself.
-pub async fn verify(book: &Book, json: bool, stop: &CancellationToken) -> anyhow::Result<Done> {
-    let Ended { findings, result } = carry_out(book, Job::Verify, json, stop).await?;
+pub async fn verify(book: &Book, args: VerifyArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
+    let VerifyArgs { full_speed, json } = args;
+    let manner = Manner { speed: speed(full_speed), ..Manner::default() };
+    let Ended { findings, result } = carry_out(book, Job::Verify, manner, json, stop).await?;
     match findings {
         Findings { log, clean: Some(clean), .. } if json => {
             terminal::print(json!({"log": log, "clean": clean}))?;
@@ -114,12 +129,23 @@ pub async fn verify(book: &Book, json: bool, stop: &CancellationToken) -> anyhow
 
 /// Builds the live tables of a log that was restored.
 pub async fn build_restored(book: &Book, json: bool, stop: &CancellationToken) -> anyhow::Result<Done> {
-    done(carry_out(book, Job::Restore, json, stop).await?.result)
+    done(carry_out(book, Job::Restore, Manner::default(), json, stop).await?.result)
 }
 
-async fn carry_out(book: &Book, job: Job, json: bool, stop: &CancellationToken) -> anyhow::Result<Ended> {
+/// Returns what becomes of those who append meanwhile.
+pub const fn speed(full: bool) -> Speed {
+    if full { Speed::Full } else { Speed::Considerate }
+}
+
+async fn carry_out(
+    book: &Book,
+    job: Job,
+    manner: Manner,
+    json: bool,
+    stop: &CancellationToken,
+) -> anyhow::Result<Ended> {
     let asked = Asked { who: process(), key: None };
-    let rebuild = Rebuild::begin(&book.store, &asked, job).await?;
+    let rebuild = Rebuild::begin(&book.store, &asked, job, manner).await?;
     let teller = Teller::new(json);
     let ended = rebuild.carry_out(Arc::clone(&teller), stop).await;
     teller.finish();

@@ -4,7 +4,7 @@
 pub mod compare;
 pub mod lay_down;
 mod noting;
-mod pace;
+pub mod pace;
 pub mod run;
 pub mod running;
 pub mod swap;
@@ -26,7 +26,7 @@ use crate::fold::{MeetingRows, Rows, fold};
 use crate::parked::{self, Exceptions, ParkedError, Verdict};
 use crate::projector::{BATCH, ProjectError, catch_up};
 use crate::rebuild::compare::Report;
-use crate::rebuild::pace::{Pace, QUIET};
+use crate::rebuild::pace::{Pace, QUIET, Speed};
 use crate::schema::{self, Bare};
 use crate::tables::artifacts::ArtifactRow;
 use crate::tables::cache::CacheWrite;
@@ -107,8 +107,11 @@ pub enum RebuildError {
     #[error("the live tables show something already: another process projects into them")]
     NotEmpty,
     /// The swap's moment did not come.
-    #[error("readers held the tables all the time: the swap did not come to pass; try again")]
-    Busy,
+    #[error("readers held the tables all the time, at last {who}: the swap did not come to pass; try again")]
+    Busy {
+        /// Who held them at last, as the database knows them.
+        who: String,
+    },
     /// A worker ended.
     #[error("a worker broke off")]
     Worker,
@@ -168,6 +171,7 @@ pub async fn build(
     schema: &str,
     until: i64,
     moment: Option<DateTime<Utc>>,
+    speed: Speed,
     progress: &Arc<impl Progress + 'static>,
 ) -> Result<(), RebuildError> {
     let failed = database("creating the tables");
@@ -180,9 +184,9 @@ pub async fn build(
     creating.execute(stage).await.map_err(&failed)?;
     creating.commit().await.map_err(&failed)?;
 
-    let mut pace = Pace::new(store.head());
+    let mut pace = Pace::new(store.head().subscribe(), speed);
     progress.phase("folding", until);
-    let parked = fold_all(store, schema, until, progress).await?;
+    let parked = fold_all(store, schema, until, speed, progress).await?;
 
     progress.phase("indexing", 0);
     let failed = database("writing the cache");
@@ -278,6 +282,7 @@ async fn fold_all(
     store: &EventStore,
     schema: &str,
     until: i64,
+    speed: Speed,
     progress: &Arc<impl Progress + 'static>,
 ) -> Result<Vec<Parked>, RebuildError> {
     let mut connection = connect(store, schema).await?;
@@ -293,7 +298,7 @@ async fn fold_all(
         let mut reader = connect(store, schema).await?;
         let (parts, done, progress) = (Arc::clone(&parts), Arc::clone(&done), Arc::clone(progress));
         let (exceptions, keyring) = (exceptions.clone(), store.keyring().clone());
-        let mut pace = Pace::new(store.head());
+        let mut pace = Pace::new(store.head().subscribe(), speed);
         workers.spawn(async move {
             let mut parked = vec![];
             loop {

@@ -14,6 +14,7 @@ use event_store::log::BatchLimits;
 use projections::projector::catch_up;
 use projections::rebuild;
 use projections::rebuild::compare::compare;
+use projections::rebuild::pace::Speed;
 use projections::rebuild::swap::swap;
 use projections::schema::{self, Bare, NEXT};
 use projections::tables::checkpoint;
@@ -22,8 +23,6 @@ use tests::TestDatabase;
 use tests::bench::{BenchCluster, Silent, fill, numbers_of_a_process, peak_kib, quantile, register, setting};
 use tokio_util::sync::CancellationToken;
 
-/// Set in the process whose memory is measured: the database to rebuild.
-const REBUILD: &str = "MINUTEBOOK_BENCH_REBUILD";
 const TABLES: [&str; 9] = [
     "files",
     "meetings",
@@ -36,11 +35,22 @@ const TABLES: [&str; 9] = [
     "cache_origin",
 ];
 
+/// Returns what is set in the process whose memory is measured: the database to rebuild, and how fast.
+const fn variable(speed: Speed) -> &'static str {
+    match speed {
+        Speed::Considerate => "MINUTEBOOK_BENCH_REBUILD",
+        Speed::Full => "MINUTEBOOK_BENCH_REBUILD_AT_FULL_SPEED",
+    }
+}
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    match std::env::var(REBUILD) {
-        Ok(url) => runtime.block_on(rebuild_and_report(TestDatabase { url })),
-        Err(_) => runtime.block_on(benchmark()),
+    let asked_for = [Speed::Considerate, Speed::Full]
+        .into_iter()
+        .find_map(|speed| std::env::var(variable(speed)).ok().map(|url| (TestDatabase { url }, speed)));
+    match asked_for {
+        Some((database, speed)) => runtime.block_on(rebuild_and_report(database, speed)),
+        None => runtime.block_on(benchmark()),
     }
 }
 
@@ -61,7 +71,7 @@ async fn benchmark() {
             (vec![], vec![], vec![], vec![], vec![]);
         for _ in 0..setting("ROUNDS", 3) {
             let floor = floor(&database).await.as_secs_f64();
-            let report = rebuild(&database).await;
+            let report = rebuild(&database, Speed::Considerate).await;
             ratios.push(report.seconds / floor);
             rates.push(events as f64 / report.seconds);
             floors.push(events as f64 / floor);
@@ -155,36 +165,39 @@ struct Report {
 }
 
 /// Lets a process of its own rebuild, so that its memory is its own.
-async fn rebuild(database: &TestDatabase) -> Report {
-    let numbers = numbers_of_a_process(REBUILD, database).await;
+async fn rebuild(database: &TestDatabase, speed: Speed) -> Report {
+    let numbers = numbers_of_a_process(variable(speed), database).await;
     let [seconds, blocked_ms, peak_kib] = numbers[..] else { panic!("no report in {numbers:?}") };
     Report { seconds, blocked_ms, peak_kib: peak_kib as u64 }
 }
 
-async fn rebuild_and_report(database: TestDatabase) {
+async fn rebuild_and_report(database: TestDatabase, speed: Speed) {
     let book = database.open().await;
     let live = checkpoint::read(book.pool()).await.expect("a checkpoint");
     let started = Instant::now();
     let progress = Arc::new(Silent);
-    rebuild::build(&book.store, NEXT, live.position, None, &progress).await.expect("it builds");
+    rebuild::build(&book.store, NEXT, live.position, None, speed, &progress).await.expect("it builds");
     let built = started.elapsed();
     // Apart from the time that counts.
-    let report = compare(&book.store, NEXT).await.expect("both are compared");
+    let report = compare(&book.store, NEXT, speed).await.expect("both are compared");
     assert!(report.is_clean(), "{report:?}");
     let started = Instant::now();
-    let swapped = swap(&book.store, NEXT, &CancellationToken::new()).await.expect("it swaps");
+    let swapped =
+        swap(&book.store, NEXT, Duration::from_secs(30), &CancellationToken::new()).await.expect("it swaps");
     let seconds = (built + started.elapsed()).as_secs_f64();
     book.close().await;
     println!("{seconds} {} {}", swapped.blocked.as_secs_f64() * 1000.0, peak_kib());
 }
 
-/// Prints what one client's commands take, without a rebuild and during one, in turns.
+/// Prints what one client's commands take, without a rebuild and during one that makes way for them, or does not, in
+/// turns.
 async fn commands_meanwhile(database: &TestDatabase, events: usize) {
     fill(database, events).await;
     project_all(database).await;
     let book = database.open().await;
     book.start_projector();
-    let (mut alone, mut during, mut ratios, mut seconds) = (vec![], vec![], vec![], vec![]);
+    let mut alone = vec![];
+    let mut measured = [Speed::Considerate, Speed::Full].map(|speed| (speed, vec![], vec![], vec![]));
     for _ in 0..setting("ROUNDS", 3) {
         let mut times = vec![];
         let started = Instant::now();
@@ -192,29 +205,37 @@ async fn commands_meanwhile(database: &TestDatabase, events: usize) {
             times.push(register_one(&book).await);
         }
         let without = quantile(&mut times, 0.99);
-
-        let mut rebuilding = Box::pin(rebuild(database));
-        let mut times = vec![];
-        let report = loop {
-            tokio::select! {
-                report = &mut rebuilding => break report,
-                took = register_one(&book) => times.push(took),
-            }
-        };
-        let with = quantile(&mut times, 0.99);
-        ratios.push(with.as_secs_f64() / without.as_secs_f64());
-        seconds.push(report.seconds);
         alone.push(without);
-        during.push(with);
+        for (speed, during, ratios, seconds) in &mut measured {
+            let (with, took) = commands_during(&book, database, *speed).await;
+            ratios.push(with.as_secs_f64() / without.as_secs_f64());
+            during.push(with);
+            seconds.push(took);
+        }
     }
-    println!(
-        "a command's p99: {:?} without a rebuild, {:?} during one: {:.2}x; it took {:.1} s beside the commands",
-        quantile(&mut alone, 0.5),
-        quantile(&mut during, 0.5),
-        quantile(&mut ratios, 0.5),
-        quantile(&mut seconds, 0.5),
-    );
+    println!("a command's p99 without a rebuild: {:?}", quantile(&mut alone, 0.5));
+    for (speed, mut during, mut ratios, mut seconds) in measured {
+        println!(
+            "during one at {speed:?} speed: {:?}, {:.2}x; it took {:.1} s beside the commands",
+            quantile(&mut during, 0.5),
+            quantile(&mut ratios, 0.5),
+            quantile(&mut seconds, 0.5),
+        );
+    }
     book.close().await;
+}
+
+/// Returns the p99 of one client's commands during a rebuild, and how many seconds that took.
+async fn commands_during(book: &api::book::Book, database: &TestDatabase, speed: Speed) -> (Duration, f64) {
+    let mut rebuilding = Box::pin(rebuild(database, speed));
+    let mut times = vec![];
+    let report = loop {
+        tokio::select! {
+            report = &mut rebuilding => break report,
+            took = register_one(book) => times.push(took),
+        }
+    };
+    (quantile(&mut times, 0.99), report.seconds)
 }
 
 /// Registers a meeting; returns how long it took.

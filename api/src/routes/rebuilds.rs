@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use event_store::command_bus::{CommandError, IdempotencyKey};
-use projections::rebuild::run::{Ended, Job, Rebuild};
+use projections::rebuild::run::{Ended, Job, Manner, Rebuild};
 use projections::rebuild::running::{self, Asked, RebuildRow};
 use projections::rebuild::{Progress, RebuildError};
 use serde::Deserialize;
@@ -21,7 +21,7 @@ use super::{CommandProblems, NumberedPageQuery, Page, ReadHeaders, ReadProblems}
 use crate::app::AppState;
 use crate::error::Problem;
 use crate::extract::{Command, Fresh, NoQuery, Parser, PathOf, QueryOf, read_body};
-use crate::rebuild::process;
+use crate::rebuild::{process, speed};
 
 /// The bodies that are read here.
 pub(super) const BODIES: &[Parser] = &[("body_start", read_body::<Start>)];
@@ -55,6 +55,10 @@ struct Start {
     /// Swap although rows differ; with `rebuild` only.
     #[serde(default)]
     accept_differences: bool,
+    /// Do not make way for those who append meanwhile: it takes less time, and their commands take longer; not with
+    /// `rollback`, which builds nothing.
+    #[serde(default)]
+    full_speed: bool,
 }
 
 /// The headers that beginning a rebuild takes.
@@ -76,12 +80,12 @@ struct StartHeaders {
     responses((status = 202, body = RebuildRow, description = "It runs"), CommandProblems))]
 async fn start(State(state): State<AppState>, command: Command<Start>) -> Result<Response, Problem> {
     let Command { body, context } = command;
-    let job = job(&body)?;
+    let (job, manner) = (job(&body)?, Manner { speed: speed(body.full_speed), ..Manner::default() });
     let who = format!("{} for {}:{}", process(), context.actor_kind, context.actor);
     let asked = Asked { who, key: context.key };
     let id = match begun_before(&state, asked.key.as_ref()).await? {
         Some(id) => id,
-        None => match Rebuild::begin(&state.book.store, &asked, job).await {
+        None => match Rebuild::begin(&state.book.store, &asked, job, manner).await {
             Ok(rebuild) => {
                 let id = rebuild.id();
                 state.book.tasks.spawn(carry_out(rebuild, state.stopping.clone()));
@@ -99,7 +103,10 @@ async fn start(State(state): State<AppState>, command: Command<Start>) -> Result
 }
 
 fn job(body: &Start) -> Result<Job, Problem> {
-    let Start { kind, accept_differences } = *body;
+    let Start { kind, accept_differences, full_speed } = *body;
+    if full_speed && kind == Kind::Rollback {
+        return Err(Problem::invalid("invalid_body", "full_speed does not go with the kind rollback"));
+    }
     match (kind, accept_differences) {
         (Kind::Rebuild, accept_differences) => Ok(Job::Rebuild { accept_differences }),
         (Kind::DryRun, false) => Ok(Job::DryRun),

@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-use super::pace::Pace;
+use super::pace::{Pace, Speed};
 use super::{RebuildError, catch_up_to, connect, database};
 use crate::schema::{LIVE, quoted};
 use crate::tables::checkpoint;
@@ -159,8 +159,8 @@ impl TableReport {
 
 /// Brings the generation in `schema` to where the live one is, holding the live one still for that moment,
 /// and compares both as one snapshot sees them.
-pub async fn compare(store: &EventStore, schema: &str) -> Result<Report, RebuildError> {
-    let mut pace = Pace::new(store.head());
+pub async fn compare(store: &EventStore, schema: &str, speed: Speed) -> Result<Report, RebuildError> {
+    let mut pace = Pace::new(store.head().subscribe(), speed);
     let (mut snapshot, position) = aligned_snapshot(store, schema).await?;
     let mut report = Report { position, tables: vec![] };
     let failed = database("comparing");

@@ -10,6 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use event_store::{EventStore, log};
 use sqlx::Executor;
 
+use super::pace::Speed;
 use super::run::parked_in;
 use super::swap::{ASIDE, OLD};
 use super::{Progress, RebuildError, build, connect, database};
@@ -131,9 +132,10 @@ impl LayDown {
     pub(super) async fn carry_out(
         &self,
         store: &EventStore,
+        speed: Speed,
         progress: &Arc<impl Progress + 'static>,
     ) -> Result<Vec<String>, RebuildError> {
-        build(store, LAYING, self.position, self.moment, progress).await?;
+        build(store, LAYING, self.position, self.moment, speed, progress).await?;
         let parked = parked_in(store, LAYING).await?;
         let mut connection = connect(store, LIVE).await?;
         let forgotten = erasure::leave_out_erased(store, &mut connection, LAYING, self.position);

@@ -1,11 +1,10 @@
-//! How fast a generation is built: while nobody appends, as fast as the machine can; while somebody does, in small
-//! pieces with rests between them, on one core. Catching up, and what is done under a lock or within a snapshot, is not
-//! held up.
+//! How fast a generation is built: while nobody appends, or on demand, as fast as the machine can; while somebody does,
+//! in small pieces with rests between them, on one core. Catching up, and what is done under a lock or within a
+//! snapshot, is not held up.
 
 use std::time::{Duration, Instant};
 
 use event_store::log::BatchLimits;
-use event_store::wake::Head;
 use sqlx::{Executor, PgConnection};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -22,9 +21,20 @@ const REST: u32 = 3;
 /// How long it is at most: the index of a large table takes its time.
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
+/// What becomes of those who append meanwhile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Speed {
+    /// A rebuild makes way for them.
+    #[default]
+    Considerate,
+    /// It is done as fast as the machine can, and they wait for a core and for the disk.
+    Full,
+}
+
 /// The pace of one worker.
 pub(super) struct Pace {
-    head: watch::Receiver<i64>,
+    /// Tells when somebody has appended, where that counts.
+    head: Option<watch::Receiver<i64>>,
     /// When somebody was last seen to have appended.
     appended: Option<Instant>,
     /// When the piece of work in hand began.
@@ -32,10 +42,14 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Returns the pace of a worker who looks at the log's end, and takes it that somebody has just appended.
-    pub(super) fn new(head: &Head) -> Self {
-        let now = Instant::now();
-        Self { head: head.subscribe(), appended: Some(now), began: now }
+    /// Returns the pace of a worker who looks at the log's end, and takes it that somebody has just appended, unless
+    /// that makes no difference.
+    pub(super) fn new(head: watch::Receiver<i64>, speed: Speed) -> Self {
+        let began = Instant::now();
+        match speed {
+            Speed::Considerate => Self { head: Some(head), appended: Some(began), began },
+            Speed::Full => Self { head: None, appended: None, began },
+        }
     }
 
     /// Says whether somebody appends.
@@ -79,10 +93,12 @@ impl Pace {
     }
 
     fn somebody_appends_at(&mut self, now: Instant) -> bool {
-        // An end that nobody tells of any more has not changed.
-        if self.head.has_changed().unwrap_or(false) {
-            self.head.mark_unchanged();
-            self.appended = Some(now);
+        if let Some(head) = &mut self.head {
+            // An end that nobody tells of any more has not changed.
+            if head.has_changed().unwrap_or(false) {
+                head.mark_unchanged();
+                self.appended = Some(now);
+            }
         }
         self.appended.is_some_and(|appended| now - appended < QUIET)
     }
@@ -96,7 +112,7 @@ mod tests {
     fn whoever_appends_finds_rests_between_pieces_of_work_until_it_is_quiet() {
         let head = watch::Sender::new(1);
         let began = Instant::now();
-        let mut pace = Pace { head: head.subscribe(), appended: None, began };
+        let mut pace = Pace { head: Some(head.subscribe()), appended: None, began };
         let worked = Duration::from_millis(10);
         assert_eq!(pace.due(began + worked), Duration::ZERO, "nobody has appended");
         head.send_replace(2);
@@ -114,10 +130,20 @@ mod tests {
         let head = watch::Sender::new(1);
         let long_ago = Instant::now().checked_sub(LONGEST_REST);
         let mut pace =
-            Pace { head: head.subscribe(), appended: None, began: long_ago.expect("it runs longer") };
+            Pace { head: Some(head.subscribe()), appended: None, began: long_ago.expect("it runs longer") };
         assert_eq!(pace.batch().events, LARGE.events);
         head.send_replace(2);
         assert_eq!(pace.batch().events, SMALL.events);
         assert!(pace.due(Instant::now()) < LONGEST_REST);
+    }
+    #[test]
+    fn at_full_speed_nobody_is_made_way_for() {
+        let head = watch::Sender::new(1);
+        for (speed, events) in [(Speed::Considerate, SMALL.events), (Speed::Full, LARGE.events)] {
+            let mut pace = Pace::new(head.subscribe(), speed);
+            head.send_replace(2);
+            assert_eq!(pace.batch().events, events, "{speed:?}");
+            assert_eq!(pace.due(Instant::now()).is_zero(), speed == Speed::Full, "{speed:?}");
+        }
     }
 }

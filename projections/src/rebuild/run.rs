@@ -16,6 +16,7 @@ use tracing::warn;
 use super::compare::{Report, compare};
 use super::lay_down::LayDown;
 use super::noting::Noted;
+use super::pace::Speed;
 use super::running::{Asked, Running};
 use super::swap::{Swapped, replace_empty, swap};
 use super::{Progress, RebuildError, build, connect, database, discard};
@@ -23,6 +24,8 @@ use crate::schema::{LAYING, NEXT, PREVIOUS, SCRATCH};
 use crate::tables::checkpoint;
 use crate::tables::parked_events::{self, ParkedRow};
 
+/// For how long the swap is tried, unless somebody says otherwise: longer than most reports and dumps take.
+const SWAP_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long clearing away may take: less than a process that is told to stop waits for its tasks.
 const CLEAR: Duration = Duration::from_secs(20);
 /// How many events that cannot be read are named.
@@ -48,6 +51,21 @@ pub enum Job {
     Verify,
     /// Build what was, for SQL.
     LayDown(LayDown),
+}
+
+/// How it is to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// What becomes of those who append meanwhile.
+    pub speed: Speed,
+    /// For how long the swap is tried while readers hold the tables.
+    pub swap_timeout: Duration,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self { speed: Speed::default(), swap_timeout: SWAP_TIMEOUT }
+    }
 }
 
 /// What a rebuild found, and did.
@@ -107,6 +125,7 @@ pub struct Rebuild {
     store: EventStore,
     running: Running,
     job: Job,
+    manner: Manner,
 }
 
 /// A rebuild that has ended.
@@ -142,9 +161,14 @@ impl Job {
 
 impl Rebuild {
     /// Begins, unless another one runs.
-    pub async fn begin(store: &EventStore, asked: &Asked, job: Job) -> Result<Self, RebuildError> {
+    pub async fn begin(
+        store: &EventStore,
+        asked: &Asked,
+        job: Job,
+        manner: Manner,
+    ) -> Result<Self, RebuildError> {
         let running = Running::begin(store, asked, job.kind()).await?;
-        Ok(Self { store: store.clone(), running, job })
+        Ok(Self { store: store.clone(), running, job, manner })
     }
 
     /// Returns its number.
@@ -159,7 +183,8 @@ impl Rebuild {
         stop: &CancellationToken,
     ) -> Ended {
         let (noted, id) = (Noted::new(progress), self.id());
-        let mut work = Work { store: &self.store, progress: &noted, stop, findings: Findings::default() };
+        let (store, manner, findings) = (&self.store, self.manner, Findings::default());
+        let mut work = Work { store, manner, progress: &noted, stop, findings };
         let result = tokio::select! {
             result = work.carry_out(&self.job, &mut self.running) => result,
             never = noted.note_all(&self.store, id) => match never {},
@@ -196,6 +221,7 @@ impl Rebuild {
 /// A rebuild at work.
 struct Work<'a, P> {
     store: &'a EventStore,
+    manner: Manner,
     progress: &'a Arc<Noted<P>>,
     stop: &'a CancellationToken,
     findings: Findings,
@@ -217,10 +243,10 @@ impl<P: Progress + 'static> Work<'_, P> {
             }
             Job::DryRun => self.build_and_compare(NEXT).await.map(drop),
             Job::Restore => {
-                let (store, progress) = (self.store, self.progress);
+                let (store, speed, progress) = (self.store, self.manner.speed, self.progress);
                 let building = async {
                     let head = log::head(store.pool()).await.map_err(database("asking for the log's end"))?;
-                    build(store, NEXT, head, None, progress).await?;
+                    build(store, NEXT, head, None, speed, progress).await?;
                     replace_empty(store, NEXT).await?;
                     Ok(head)
                 };
@@ -231,7 +257,8 @@ impl<P: Progress + 'static> Work<'_, P> {
             Job::Rollback => self.swap(PREVIOUS).await.map(drop),
             Job::Verify => self.verify().await,
             Job::LayDown(plan) => {
-                let parked = self.unless_stopped(plan.carry_out(self.store, self.progress)).await?;
+                let parked =
+                    self.unless_stopped(plan.carry_out(self.store, self.manner.speed, self.progress)).await?;
                 if !parked.is_empty() {
                     self.report_damage(parked);
                 }
@@ -245,16 +272,16 @@ impl<P: Progress + 'static> Work<'_, P> {
     }
 
     async fn build_and_compare(&mut self, schema: &str) -> Result<Report, RebuildError> {
-        let (store, progress) = (self.store, self.progress);
+        let (store, speed, progress) = (self.store, self.manner.speed, self.progress);
         let building = async {
             let live =
                 checkpoint::read(store.pool()).await.map_err(database("looking at the live tables"))?;
-            build(store, schema, live.position, None, progress).await
+            build(store, schema, live.position, None, speed, progress).await
         };
         self.unless_stopped(building).await?;
         progress.phase("comparing", 0);
         let started = Instant::now();
-        let report = self.unless_stopped(compare(store, schema)).await?;
+        let report = self.unless_stopped(compare(store, schema, speed)).await?;
         self.findings.comparison_seconds = Some(started.elapsed().as_secs_f64());
         progress.compared(&report);
         self.findings.comparison = Some(report.clone());
@@ -263,7 +290,8 @@ impl<P: Progress + 'static> Work<'_, P> {
 
     async fn swap(&mut self, schema: &str) -> Result<i64, RebuildError> {
         self.progress.phase("swapping", 0);
-        let Swapped { position, blocked } = swap(self.store, schema, self.stop).await?;
+        let Swapped { position, blocked } =
+            swap(self.store, schema, self.manner.swap_timeout, self.stop).await?;
         let blocked_ms = blocked.as_secs_f64() * 1000.0;
         self.findings.swapped = Some(SwapReport { position, blocked_ms });
         Ok(position)

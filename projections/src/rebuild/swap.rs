@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use event_store::EventStore;
+use event_store::retry::backoff;
 use sqlx::error::DatabaseError;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
@@ -25,10 +26,12 @@ const LOCK: &str = "SET LOCAL lock_timeout = '80ms'";
 const LOCK_ALL: &str = "SET LOCAL statement_timeout = '80ms'";
 /// How long the writer of the moment is waited for; readers go on meanwhile.
 const LOCK_WRITERS: &str = "SET LOCAL lock_timeout = '2s'";
-/// How often the swap is tried.
-const TRIES: u32 = 50;
-/// The pause between two tries.
-const PAUSE: Duration = Duration::from_millis(200);
+/// The pause after the first try, and the longest one.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// After so many tries it is told that readers are waited for.
+const TOLD_AFTER: u32 = 3;
+/// How many of those who hold the tables are named.
+const NAMED: i64 = 3;
 /// The name that the live generation has in between, on the way back.
 pub(super) const ASIDE: &str = "read_swapping";
 /// The name that the generation before the previous one has until it is dropped: nobody waits for that.
@@ -43,11 +46,26 @@ pub struct Swapped {
     pub blocked: Duration,
 }
 
+/// Why a try did not come to pass.
+enum NotSwapped {
+    /// The tables were not to be had in time.
+    Busy,
+    Failed(RebuildError),
+}
+
+impl From<RebuildError> for NotSwapped {
+    fn from(error: RebuildError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Makes the generation in `schema` the live one; the live one becomes the previous one. From
-/// [`PREVIOUS`] it is the way back: both change places. Told to stop, it does so before a try, never in one.
+/// [`PREVIOUS`] it is the way back: both change places. Where readers hold the tables it is tried again, with
+/// growing pauses, for as long as `patience`. Told to stop, it does so between tries, never in one.
 pub async fn swap(
     store: &EventStore,
     schema: &str,
+    patience: Duration,
     stop: &CancellationToken,
 ) -> Result<Swapped, RebuildError> {
     let failed = database("swapping");
@@ -59,8 +77,8 @@ pub async fn swap(
         return Err(RebuildError::OtherShape { schema: schema.to_owned() });
     }
     schema::drop(&mut connection, OLD).await.map_err(&failed)?;
-    let mut blocked = Duration::ZERO;
-    for _ in 0..TRIES {
+    let (started, mut attempt, mut blocked) = (Instant::now(), 0, Duration::ZERO);
+    loop {
         // Near first, so that the live tables are held for a moment only.
         let shown = checkpoint::read(store.pool()).await.map_err(&failed)?.position;
         let near = stop.run_until_cancelled(catch_up_to(store, schema, shown)).await;
@@ -80,14 +98,42 @@ pub async fn swap(
                 }
                 return Ok(Swapped { position, blocked });
             }
-            Err(RebuildError::Busy) => {
-                holding.rollback().await.map_err(&failed)?;
-                sleep(PAUSE).await;
-            }
-            Err(error) => return Err(error),
+            Err(NotSwapped::Busy) => holding.rollback().await.map_err(&failed)?,
+            Err(NotSwapped::Failed(error)) => return Err(error),
         }
+        attempt += 1;
+        let left = patience.saturating_sub(started.elapsed());
+        if left.is_zero() || attempt == TOLD_AFTER {
+            let who = holders(&mut connection).await.map_err(&failed)?;
+            if left.is_zero() {
+                return Err(RebuildError::Busy { who });
+            }
+            warn!(who, patience_s = patience.as_secs(), "the swap waits for those who hold the tables");
+        }
+        let pause = backoff(attempt, PAUSES.0, PAUSES.1).min(left);
+        stop.run_until_cancelled(sleep(pause)).await.ok_or(RebuildError::Interrupted)?;
     }
-    Err(RebuildError::Busy)
+}
+
+/// Returns who holds the live tables, those first who have done so for longest: as the database knows them, without
+/// what they ask.
+async fn holders(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
+    let held: Vec<String> = sqlx::query_scalar(
+        "SELECT concat_ws(' ', 'process', a.pid, 'of', a.usename,
+                          '(' || nullif(a.application_name, '') || ')',
+                          'since ' || to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))
+           FROM pg_stat_activity a
+          WHERE a.pid <> pg_backend_pid() AND a.pid IN (
+                SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                 WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                   AND c.relkind = 'r' AND c.relnamespace = to_regnamespace($1))
+          ORDER BY a.xact_start NULLS LAST LIMIT $2",
+    )
+    .bind(quoted(LIVE))
+    .bind(NAMED)
+    .fetch_all(connection)
+    .await?;
+    Ok(if held.is_empty() { "one who has just gone".to_owned() } else { held.join(", ") })
 }
 
 /// Puts the generation in `schema` in the place of a live one that shows nothing yet.
@@ -111,9 +157,9 @@ async fn try_swap(
     holding: &mut PgConnection,
     schema: &str,
     blocked: &mut Duration,
-) -> Result<(i64, Instant), RebuildError> {
+) -> Result<(i64, Instant), NotSwapped> {
     let failed = |source: sqlx::Error| {
-        if is_busy(&source) { RebuildError::Busy } else { database("swapping")(source) }
+        if is_busy(&source) { NotSwapped::Busy } else { database("swapping")(source).into() }
     };
     // The table before its row: a projector that came for the row would wait with a lock on the table, which
     // the swap then waits for in turn. Readers pass, so this may take longer.
@@ -151,7 +197,7 @@ async fn try_swap(
     let lock = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", "));
     if let Err(error) = holding.execute(lock.as_str()).await {
         *blocked = (*blocked).max(began.elapsed());
-        return Err(if is_out_of_time(&error) { RebuildError::Busy } else { failed(error) });
+        return Err(if is_out_of_time(&error) { NotSwapped::Busy } else { failed(error) });
     }
     holding.execute("SET LOCAL statement_timeout = 0").await.map_err(failed)?;
     copy_grants(holding, schema).await.map_err(failed)?;

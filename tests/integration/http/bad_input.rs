@@ -177,7 +177,9 @@ async fn a_value_that_only_the_domain_can_judge_is_refused() {
             "POST /v1/operations/rebuilds",
             ["dry-run", "rollback", "verify"]
                 .map(|kind| json!({"kind": kind, "accept_differences": true}))
-                .to_vec(),
+                .into_iter()
+                .chain([json!({"kind": "rollback", "full_speed": true})])
+                .collect(),
         ),
     ];
     for (name, bodies) in cases {

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use domain::Event;
 use domain::meeting::MeetingEvent;
 use event_store::log::Recorded;
 use projections::fold::{Rows, fold};
 use projections::projector::{self, Projection};
+use projections::rebuild::pace::Speed;
 use projections::rebuild::swap::swap;
 use projections::rebuild::{self, Progress};
 use projections::schema::{LIVE, NEXT};
@@ -152,7 +154,7 @@ async fn a_column_comes_to_the_tables_while_the_old_program_serves() {
     // What another version does: a generation with one column more and others wider, and the swap.
     let book = database.open().await;
     let until = checkpoint::read(&pool).await.unwrap().position;
-    rebuild::build(&book.store, NEXT, until, None, &Arc::new(Quiet)).await.unwrap();
+    rebuild::build(&book.store, NEXT, until, None, Speed::Full, &Arc::new(Quiet)).await.unwrap();
     pool.execute(
         "ALTER TABLE read_next.meetings ADD COLUMN title text;
          ALTER TABLE read_next.meetings ALTER language TYPE varchar(20);
@@ -161,7 +163,7 @@ async fn a_column_comes_to_the_tables_while_the_old_program_serves() {
     )
     .await
     .unwrap();
-    swap(&book.store, NEXT, &book.shutdown).await.unwrap();
+    swap(&book.store, NEXT, Duration::from_secs(10), &book.shutdown).await.unwrap();
     go_on().await;
     // The old program reads on. It does not write tables that are not its own, and says so.
     let mut marking = pool.begin().await.unwrap();

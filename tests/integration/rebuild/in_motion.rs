@@ -265,10 +265,15 @@ async fn the_swap_between_a_projectors_first_write_and_its_checkpoint_loses_and_
 #[tokio::test]
 async fn a_table_held_for_all_the_time_stops_the_swap_and_changes_nothing() {
     let (database, pool) = small_book().await;
-    let swap = AtSwap::reach(&database, &pool).await;
+    let mut swap = AtSwap::reach_with(&database, &pool, &["--swap-timeout", "2"]).await;
+    let holder: i32 =
+        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut swap.reader).await.unwrap();
     let (ended, told) = swap.ended().await;
     assert_eq!(ended.code, Some(1), "{told:?}");
-    assert!(ended.stderr.contains("try again"), "{}", ended.stderr);
+    let (waiting, error) = ended.stderr.split_once("error:").unwrap();
+    let who = format!("process {holder} of ");
+    assert!(waiting.contains("the swap waits") && waiting.contains(&who), "{}", ended.stderr);
+    assert!(error.contains("try again") && error.contains(&who), "{}", ended.stderr);
     assert_eq!(generation(&pool).await, 1);
     assert_clean(&database).await;
     rebuilt(&database, &["rebuild", "--json"]).await;
@@ -302,9 +307,13 @@ struct AtSwap {
 
 impl AtSwap {
     async fn reach(database: &TestDatabase, pool: &PgPool) -> Self {
+        Self::reach_with(database, pool, &[]).await
+    }
+
+    async fn reach_with(database: &TestDatabase, pool: &PgPool, options: &[&str]) -> Self {
         let mut reader = PgConnection::connect(&database.url).await.unwrap();
         reader.execute("BEGIN; SELECT count(*) FROM read.meetings").await.unwrap();
-        let mut rebuilding = minutebook(&["rebuild", "--json"]);
+        let mut rebuilding = minutebook(&[&["rebuild", "--json"], options].concat());
         let mut rebuilding = rebuilding.env("DATABASE_URL", &database.url).spawn().unwrap();
         let told = until_said(&mut rebuilding, "swapping").await;
         eventually("the swap waits for the reader", async || {

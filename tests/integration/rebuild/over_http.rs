@@ -87,7 +87,7 @@ async fn each_kind_leaves_its_outcome_and_the_report_that_the_command_line_print
     let live = oid(&pool, "read.files").await;
     let verified = carried_out(&server, &json!({"kind": "verify"})).await;
     assert_eq!((&verified["outcome"], &verified["report"]["clean"]), (&json!("failed"), &json!(false)));
-    let dry = carried_out(&server, &json!({"kind": "dry-run"})).await;
+    let dry = carried_out(&server, &json!({"kind": "dry-run", "full_speed": true})).await;
     assert_eq!(dry["outcome"], "done");
     let refused = carried_out(&server, &json!({"kind": "rebuild"})).await;
     assert_eq!(refused["outcome"], "failed");
@@ -106,7 +106,9 @@ async fn each_kind_leaves_its_outcome_and_the_report_that_the_command_line_print
     let (_, of_command_line) = server.get(&format!("{REBUILDS}/{}", list["items"][0]["id"])).await;
     assert_eq!(of_command_line["report"]["comparison"], printed, "the command line leaves it too");
 
-    let accepted = carried_out(&server, &json!({"kind": "rebuild", "accept_differences": true})).await;
+    let accepted =
+        carried_out(&server, &json!({"kind": "rebuild", "accept_differences": true, "full_speed": true}))
+            .await;
     assert_eq!(accepted["outcome"], "done");
     assert_tables_equal_the_fold(&pool).await;
     let back = carried_out(&server, &json!({"kind": "rollback"})).await;
