@@ -15,7 +15,7 @@ use projections::heal::{Healed, heal_meeting};
 use projections::rebuild::compare::Report;
 use projections::rebuild::lay_down::{LayDown, SchemaName, Until};
 use projections::rebuild::pace::Speed;
-use projections::rebuild::run::{Ended, Findings, Job, LaidDown, Manner, Rebuild, SwapReport};
+use projections::rebuild::run::{Ended, Findings, Job, LaidDown, Options, Rebuild, SwapReport};
 use projections::rebuild::running::Asked;
 use projections::rebuild::{Progress, RebuildError};
 use projections::schema::quoted;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::book::Book;
 use crate::cli::Done;
+use crate::config::seconds;
 use crate::parked::ACTOR;
 use crate::terminal;
 
@@ -53,10 +54,10 @@ pub struct RebuildArgs {
     /// Do not make way for those who append meanwhile: it takes less time, and their commands take longer
     #[arg(long, conflicts_with_all = ["rollback", "meeting"])]
     full_speed: bool,
-    /// For how long the swap is tried while readers hold the tables
-    #[arg(long, value_name = "SECONDS", default_value = "300",
+    /// For how long the swap is tried while somebody holds the tables; 300 without it
+    #[arg(long, value_name = "SECONDS", value_parser = seconds,
           conflicts_with_all = ["dry_run", "meeting", "until"])]
-    swap_timeout: u32,
+    swap_timeout: Option<Duration>,
     /// Report progress and outcome as JSON lines
     #[arg(long)]
     json: bool,
@@ -73,10 +74,19 @@ pub struct VerifyArgs {
     pub json: bool,
 }
 
+impl RebuildArgs {
+    fn options(&self) -> Options {
+        let default = Options::default();
+        Options {
+            speed: Speed::full_if(self.full_speed),
+            swap_timeout: self.swap_timeout.unwrap_or(default.swap_timeout),
+        }
+    }
+}
+
 /// Builds a generation from history, and does with it what is asked for.
 pub async fn run(book: &Book, args: RebuildArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
-    let swap_timeout = Duration::from_secs(args.swap_timeout.into());
-    let manner = Manner { speed: speed(args.full_speed), swap_timeout };
+    let options = args.options();
     let job = match args {
         RebuildArgs { meeting: Some(meeting), json, .. } => return heal(book, meeting, json).await,
         RebuildArgs { until: Some(until), schema: Some(schema), .. } => {
@@ -86,7 +96,7 @@ pub async fn run(book: &Book, args: RebuildArgs, stop: &CancellationToken) -> an
         RebuildArgs { dry_run: true, .. } => Job::DryRun,
         RebuildArgs { accept_differences, .. } => Job::Rebuild { accept_differences },
     };
-    let Ended { findings, result } = carry_out(book, job, manner, args.json, stop).await?;
+    let Ended { findings, result } = carry_out(book, job, options, args.json, stop).await?;
     if args.json {
         tell_as_json(&findings)?;
     } else {
@@ -114,10 +124,13 @@ async fn heal(book: &Book, meeting: MeetingId, json: bool) -> anyhow::Result<Don
 }
 
 /// Compares the live tables with history, and looks at the log itself.
-pub async fn verify(book: &Book, args: VerifyArgs, stop: &CancellationToken) -> anyhow::Result<Done> {
-    let VerifyArgs { full_speed, json } = args;
-    let manner = Manner { speed: speed(full_speed), ..Manner::default() };
-    let Ended { findings, result } = carry_out(book, Job::Verify, manner, json, stop).await?;
+pub async fn verify(
+    book: &Book,
+    VerifyArgs { full_speed, json }: VerifyArgs,
+    stop: &CancellationToken,
+) -> anyhow::Result<Done> {
+    let options = Options { speed: Speed::full_if(full_speed), ..Options::default() };
+    let Ended { findings, result } = carry_out(book, Job::Verify, options, json, stop).await?;
     match findings {
         Findings { log, clean: Some(clean), .. } if json => {
             terminal::print(json!({"log": log, "clean": clean}))?;
@@ -129,23 +142,18 @@ pub async fn verify(book: &Book, args: VerifyArgs, stop: &CancellationToken) -> 
 
 /// Builds the live tables of a log that was restored.
 pub async fn build_restored(book: &Book, json: bool, stop: &CancellationToken) -> anyhow::Result<Done> {
-    done(carry_out(book, Job::Restore, Manner::default(), json, stop).await?.result)
-}
-
-/// Returns what becomes of those who append meanwhile.
-pub const fn speed(full: bool) -> Speed {
-    if full { Speed::Full } else { Speed::Considerate }
+    done(carry_out(book, Job::Restore, Options::default(), json, stop).await?.result)
 }
 
 async fn carry_out(
     book: &Book,
     job: Job,
-    manner: Manner,
+    options: Options,
     json: bool,
     stop: &CancellationToken,
 ) -> anyhow::Result<Ended> {
     let asked = Asked { who: process(), key: None };
-    let rebuild = Rebuild::begin(&book.store, &asked, job, manner).await?;
+    let rebuild = Rebuild::begin(&book.store, &asked, job, options).await?;
     let teller = Teller::new(json);
     let ended = rebuild.carry_out(Arc::clone(&teller), stop).await;
     teller.finish();
@@ -325,5 +333,40 @@ impl Progress for Teller {
         } else {
             self.bar.suspend(|| tell_report(report))
         };
+    }
+    fn waiting(&self, who: &str) {
+        if self.json {
+            let _ = terminal::print(json!({"waiting_for": who}));
+        } else {
+            self.bar.suspend(|| terminal::note(format_args!("the swap waits for {who}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Asked {
+        #[command(flatten)]
+        args: RebuildArgs,
+    }
+
+    fn options(arguments: &[&str]) -> (Speed, Duration) {
+        let asked = Asked::try_parse_from([&["rebuild"], arguments].concat()).unwrap();
+        let Options { speed, swap_timeout } = asked.args.options();
+        (speed, swap_timeout)
+    }
+
+    #[test]
+    fn what_is_asked_for_is_done_and_else_what_is_usual() {
+        let usual = Options::default();
+        assert_eq!(options(&[]), (Speed::Throttled, usual.swap_timeout));
+        assert_eq!(options(&["--full-speed"]), (Speed::Full, usual.swap_timeout));
+        assert_eq!(options(&["--swap-timeout", "1.5"]), (Speed::Throttled, Duration::from_millis(1500)));
+        assert!(Asked::try_parse_from(["rebuild", "--swap-timeout", "0"]).is_err());
     }
 }

@@ -40,7 +40,7 @@ use crate::tables::speakers::SpeakerRow;
 use crate::tables::stale_artifacts::StaleArtifactRow;
 use crate::tables::user_profiles::UserProfileRow;
 
-/// How many workers fold at once, while nobody appends: each keeps a core of its own and one of PostgreSQL's busy.
+/// How many workers fold at once, unless they make way for those who append: each keeps a core of its own and one of PostgreSQL's busy.
 const WORKERS: usize = 2;
 /// The phase in which the tables get back what makes COPY slow.
 const ADDING: &str = "adding indexes and constraints";
@@ -107,7 +107,10 @@ pub enum RebuildError {
     #[error("the live tables show something already: another process projects into them")]
     NotEmpty,
     /// The swap's moment did not come.
-    #[error("readers held the tables all the time, at last {who}: the swap did not come to pass; try again")]
+    #[error(
+        "the tables were held all the time, at last by {who}: the swap did not come to pass; try again, or for \
+         longer with --swap-timeout"
+    )]
     Busy {
         /// Who held them at last, as the database knows them.
         who: String,
@@ -162,6 +165,8 @@ pub trait Progress: Send + Sync {
     fn damaged(&self, _problem: &str) {}
     /// The live generation was compared with history.
     fn compared(&self, _report: &Report) {}
+    /// The swap waits for those who hold the live tables.
+    fn waiting(&self, _who: &str) {}
 }
 
 /// Builds the generation of the history up to position `until` in `schema`, with indexes and constraints. What
@@ -260,11 +265,13 @@ async fn contradiction(connection: &mut PgConnection, error: sqlx::Error) -> Reb
     }
 }
 
-/// Connects with `schema` as the `search_path`, without a bound on statements: an index of a large table
-/// takes its time.
+/// Connects with `schema` as the `search_path`, without a bound on statements or on rests between them: an index of a
+/// large table takes its time, and a lock lasts as long as its connection.
 pub async fn connect(store: &EventStore, schema: &str) -> Result<PgConnection, RebuildError> {
-    let options = schema::options(store.pool(), schema)
-        .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
+    let options = schema::options(store.pool(), schema).options(
+        ["statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
+            .map(|n| (n, "0")),
+    );
     PgConnection::connect_with(&options).await.map_err(database("connecting"))
 }
 

@@ -15,6 +15,7 @@ use projections::projector::catch_up;
 use projections::rebuild;
 use projections::rebuild::compare::compare;
 use projections::rebuild::pace::Speed;
+use projections::rebuild::running::{Asked, Running};
 use projections::rebuild::swap::swap;
 use projections::schema::{self, Bare, NEXT};
 use projections::tables::checkpoint;
@@ -38,14 +39,14 @@ const TABLES: [&str; 9] = [
 /// Returns what is set in the process whose memory is measured: the database to rebuild, and how fast.
 const fn variable(speed: Speed) -> &'static str {
     match speed {
-        Speed::Considerate => "MINUTEBOOK_BENCH_REBUILD",
+        Speed::Throttled => "MINUTEBOOK_BENCH_REBUILD",
         Speed::Full => "MINUTEBOOK_BENCH_REBUILD_AT_FULL_SPEED",
     }
 }
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let asked_for = [Speed::Considerate, Speed::Full]
+    let asked_for = [Speed::Throttled, Speed::Full]
         .into_iter()
         .find_map(|speed| std::env::var(variable(speed)).ok().map(|url| (TestDatabase { url }, speed)));
     match asked_for {
@@ -71,7 +72,7 @@ async fn benchmark() {
             (vec![], vec![], vec![], vec![], vec![]);
         for _ in 0..setting("ROUNDS", 3) {
             let floor = floor(&database).await.as_secs_f64();
-            let report = rebuild(&database, Speed::Considerate).await;
+            let report = rebuild(&database, Speed::Throttled).await;
             ratios.push(report.seconds / floor);
             rates.push(events as f64 / report.seconds);
             floors.push(events as f64 / floor);
@@ -176,14 +177,16 @@ async fn rebuild_and_report(database: TestDatabase, speed: Speed) {
     let live = checkpoint::read(book.pool()).await.expect("a checkpoint");
     let started = Instant::now();
     let progress = Arc::new(Silent);
+    let asked = Asked { who: "a benchmark".to_owned(), key: None };
+    let mut running = Running::begin(&book.store, &asked, "rebuild").await.expect("nobody else rebuilds");
     rebuild::build(&book.store, NEXT, live.position, None, speed, &progress).await.expect("it builds");
     let built = started.elapsed();
     // Apart from the time that counts.
     let report = compare(&book.store, NEXT, speed).await.expect("both are compared");
     assert!(report.is_clean(), "{report:?}");
     let started = Instant::now();
-    let swapped =
-        swap(&book.store, NEXT, Duration::from_secs(30), &CancellationToken::new()).await.expect("it swaps");
+    let (stop, bound) = (CancellationToken::new(), Duration::from_secs(30));
+    let swapped = swap(&book.store, &mut running, NEXT, bound, &Silent, &stop).await.expect("it swaps");
     let seconds = (built + started.elapsed()).as_secs_f64();
     book.close().await;
     println!("{seconds} {} {}", swapped.blocked.as_secs_f64() * 1000.0, peak_kib());
@@ -196,33 +199,42 @@ async fn commands_meanwhile(database: &TestDatabase, events: usize) {
     project_all(database).await;
     let book = database.open().await;
     book.start_projector();
-    let mut alone = vec![];
-    let mut measured = [Speed::Considerate, Speed::Full].map(|speed| (speed, vec![], vec![], vec![]));
+    let mut measured = [Speed::Throttled, Speed::Full].map(|speed| (speed, Meanwhile::default()));
     for _ in 0..setting("ROUNDS", 3) {
-        let mut times = vec![];
-        let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(3) {
-            times.push(register_one(&book).await);
-        }
-        let without = quantile(&mut times, 0.99);
-        alone.push(without);
-        for (speed, during, ratios, seconds) in &mut measured {
+        for (speed, Meanwhile { alone, during, ratios, seconds }) in &mut measured {
+            let mut times = vec![];
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(3) {
+                times.push(register_one(&book).await);
+            }
+            let without = quantile(&mut times, 0.99);
             let (with, took) = commands_during(&book, database, *speed).await;
             ratios.push(with.as_secs_f64() / without.as_secs_f64());
+            alone.push(without);
             during.push(with);
             seconds.push(took);
         }
     }
-    println!("a command's p99 without a rebuild: {:?}", quantile(&mut alone, 0.5));
-    for (speed, mut during, mut ratios, mut seconds) in measured {
+    for (speed, Meanwhile { mut alone, mut during, mut ratios, mut seconds }) in measured {
         println!(
-            "during one at {speed:?} speed: {:?}, {:.2}x; it took {:.1} s beside the commands",
+            "a command's p99: {:?} without a rebuild, {:?} during one ({speed:?}): {:.2}x; it took {:.1} s beside the \
+             commands",
+            quantile(&mut alone, 0.5),
             quantile(&mut during, 0.5),
             quantile(&mut ratios, 0.5),
             quantile(&mut seconds, 0.5),
         );
     }
     book.close().await;
+}
+
+/// What was measured at one speed, round by round.
+#[derive(Default)]
+struct Meanwhile {
+    alone: Vec<Duration>,
+    during: Vec<Duration>,
+    ratios: Vec<f64>,
+    seconds: Vec<f64>,
 }
 
 /// Returns the p99 of one client's commands during a rebuild, and how many seconds that took.

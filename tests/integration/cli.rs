@@ -459,7 +459,7 @@ async fn help_names_every_command_and_shows_no_password() {
                 "--json",
             ],
         ),
-        (&["verify"], &["--json"]),
+        (&["verify"], &["--full-speed", "--json"]),
         (&["backup"], &["--erasures", "--json", "[DIR]"]),
         (&["restore"], &["--erasures", "--json", "<DIR>"]),
         (&["epoch", "renew"], &["--json"]),

@@ -7,12 +7,13 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use event_store::command_bus::{CommandError, IdempotencyKey};
-use projections::rebuild::run::{Ended, Job, Manner, Rebuild};
+use projections::rebuild::pace::Speed;
+use projections::rebuild::run::{Ended, Job, Options, Rebuild};
 use projections::rebuild::running::{self, Asked, RebuildRow};
 use projections::rebuild::{Progress, RebuildError};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,7 +22,7 @@ use super::{CommandProblems, NumberedPageQuery, Page, ReadHeaders, ReadProblems}
 use crate::app::AppState;
 use crate::error::Problem;
 use crate::extract::{Command, Fresh, NoQuery, Parser, PathOf, QueryOf, read_body};
-use crate::rebuild::{process, speed};
+use crate::rebuild::process;
 
 /// The bodies that are read here.
 pub(super) const BODIES: &[Parser] = &[("body_start", read_body::<Start>)];
@@ -80,12 +81,12 @@ struct StartHeaders {
     responses((status = 202, body = RebuildRow, description = "It runs"), CommandProblems))]
 async fn start(State(state): State<AppState>, command: Command<Start>) -> Result<Response, Problem> {
     let Command { body, context } = command;
-    let (job, manner) = (job(&body)?, Manner { speed: speed(body.full_speed), ..Manner::default() });
+    let (job, options) = plan(&body)?;
     let who = format!("{} for {}:{}", process(), context.actor_kind, context.actor);
     let asked = Asked { who, key: context.key };
     let id = match begun_before(&state, asked.key.as_ref()).await? {
         Some(id) => id,
-        None => match Rebuild::begin(&state.book.store, &asked, job, manner).await {
+        None => match Rebuild::begin(&state.book.store, &asked, job, options).await {
             Ok(rebuild) => {
                 let id = rebuild.id();
                 state.book.tasks.spawn(carry_out(rebuild, state.stopping.clone()));
@@ -102,20 +103,22 @@ async fn start(State(state): State<AppState>, command: Command<Start>) -> Result
     Ok((StatusCode::ACCEPTED, location, Json(find(&state, id).await?)).into_response())
 }
 
-fn job(body: &Start) -> Result<Job, Problem> {
+fn plan(body: &Start) -> Result<(Job, Options), Problem> {
     let Start { kind, accept_differences, full_speed } = *body;
-    if full_speed && kind == Kind::Rollback {
-        return Err(Problem::invalid("invalid_body", "full_speed does not go with the kind rollback"));
-    }
-    match (kind, accept_differences) {
-        (Kind::Rebuild, accept_differences) => Ok(Job::Rebuild { accept_differences }),
-        (Kind::DryRun, false) => Ok(Job::DryRun),
-        (Kind::Rollback, false) => Ok(Job::Rollback),
-        (Kind::Verify, false) => Ok(Job::Verify),
-        (Kind::DryRun | Kind::Rollback | Kind::Verify, true) => {
-            Err(Problem::invalid("invalid_body", "accept_differences goes with the kind rebuild alone"))
+    let unfit = |detail: &str| Err(Problem::invalid("invalid_body", detail));
+    let job = match (kind, accept_differences) {
+        (Kind::Rebuild, accept_differences) => Job::Rebuild { accept_differences },
+        (Kind::DryRun, false) => Job::DryRun,
+        (Kind::Rollback, false) if full_speed => {
+            return unfit("full_speed does not go with the kind rollback");
         }
-    }
+        (Kind::Rollback, false) => Job::Rollback,
+        (Kind::Verify, false) => Job::Verify,
+        (Kind::DryRun | Kind::Rollback | Kind::Verify, true) => {
+            return unfit("accept_differences goes with the kind rebuild alone");
+        }
+    };
+    Ok((job, Options { speed: Speed::full_if(full_speed), ..Options::default() }))
 }
 
 /// Returns the number of the rebuild that a request with this key has begun, if it has.
@@ -153,6 +156,10 @@ impl Progress for Logged {
     }
 
     fn done(&self, _events: i64) {}
+
+    fn waiting(&self, who: &str) {
+        warn!(rebuild.id = self.id, who, "the swap waits for those who hold the tables");
+    }
 }
 
 /// List rebuilds, the newest first
@@ -183,4 +190,20 @@ async fn show(
 async fn find(state: &AppState, id: i64) -> Result<RebuildRow, Problem> {
     let row = running::one(&state.book.store, id).await?;
     row.ok_or_else(|| Problem::not_found("rebuild_not_found", "there is no such rebuild"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_speed_is_for_what_builds_and_only_if_it_is_asked_for() {
+        for kind in [Kind::Rebuild, Kind::DryRun, Kind::Verify] {
+            for (full_speed, speed) in [(false, Speed::Throttled), (true, Speed::Full)] {
+                let body = Start { kind, accept_differences: false, full_speed };
+                assert_eq!(plan(&body).unwrap().1.speed, speed, "{kind:?}");
+            }
+        }
+        assert!(plan(&Start { kind: Kind::Rollback, accept_differences: false, full_speed: true }).is_err());
+    }
 }

@@ -77,4 +77,8 @@ impl<P: Progress> Progress for Noted<P> {
     fn compared(&self, report: &Report) {
         self.inner.compared(report);
     }
+
+    fn waiting(&self, who: &str) {
+        self.inner.waiting(who);
+    }
 }

@@ -24,7 +24,7 @@ use crate::schema::{LAYING, NEXT, PREVIOUS, SCRATCH};
 use crate::tables::checkpoint;
 use crate::tables::parked_events::{self, ParkedRow};
 
-/// For how long the swap is tried, unless somebody says otherwise: longer than most reports and dumps take.
+/// For how long the swap is tried, unless somebody says otherwise: longer than most reports take (ADR 18).
 const SWAP_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long clearing away may take: less than a process that is told to stop waits for its tasks.
 const CLEAR: Duration = Duration::from_secs(20);
@@ -55,14 +55,14 @@ pub enum Job {
 
 /// How it is to be done.
 #[derive(Debug, Clone, Copy)]
-pub struct Manner {
-    /// What becomes of those who append meanwhile.
+pub struct Options {
+    /// What it leaves to those who append meanwhile.
     pub speed: Speed,
     /// For how long the swap is tried while readers hold the tables.
     pub swap_timeout: Duration,
 }
 
-impl Default for Manner {
+impl Default for Options {
     fn default() -> Self {
         Self { speed: Speed::default(), swap_timeout: SWAP_TIMEOUT }
     }
@@ -125,7 +125,7 @@ pub struct Rebuild {
     store: EventStore,
     running: Running,
     job: Job,
-    manner: Manner,
+    options: Options,
 }
 
 /// A rebuild that has ended.
@@ -165,10 +165,10 @@ impl Rebuild {
         store: &EventStore,
         asked: &Asked,
         job: Job,
-        manner: Manner,
+        options: Options,
     ) -> Result<Self, RebuildError> {
         let running = Running::begin(store, asked, job.kind()).await?;
-        Ok(Self { store: store.clone(), running, job, manner })
+        Ok(Self { store: store.clone(), running, job, options })
     }
 
     /// Returns its number.
@@ -183,8 +183,8 @@ impl Rebuild {
         stop: &CancellationToken,
     ) -> Ended {
         let (noted, id) = (Noted::new(progress), self.id());
-        let (store, manner, findings) = (&self.store, self.manner, Findings::default());
-        let mut work = Work { store, manner, progress: &noted, stop, findings };
+        let (store, options, findings) = (&self.store, self.options, Findings::default());
+        let mut work = Work { store, options, progress: &noted, stop, findings };
         let result = tokio::select! {
             result = work.carry_out(&self.job, &mut self.running) => result,
             never = noted.note_all(&self.store, id) => match never {},
@@ -221,7 +221,7 @@ impl Rebuild {
 /// A rebuild at work.
 struct Work<'a, P> {
     store: &'a EventStore,
-    manner: Manner,
+    options: Options,
     progress: &'a Arc<Noted<P>>,
     stop: &'a CancellationToken,
     findings: Findings,
@@ -236,14 +236,13 @@ impl<P: Progress + 'static> Work<'_, P> {
                 if !report.is_clean() && !accept_differences {
                     return Err(RebuildError::Differences);
                 }
-                running.ensure_alone().await?;
-                let position = self.swap(NEXT).await?;
+                let position = self.swap(running, NEXT).await?;
                 self.measure(started, position);
                 Ok(())
             }
             Job::DryRun => self.build_and_compare(NEXT).await.map(drop),
             Job::Restore => {
-                let (store, speed, progress) = (self.store, self.manner.speed, self.progress);
+                let (store, speed, progress) = (self.store, self.options.speed, self.progress);
                 let building = async {
                     let head = log::head(store.pool()).await.map_err(database("asking for the log's end"))?;
                     build(store, NEXT, head, None, speed, progress).await?;
@@ -254,11 +253,12 @@ impl<P: Progress + 'static> Work<'_, P> {
                 self.measure(started, position);
                 Ok(())
             }
-            Job::Rollback => self.swap(PREVIOUS).await.map(drop),
+            Job::Rollback => self.swap(running, PREVIOUS).await.map(drop),
             Job::Verify => self.verify().await,
             Job::LayDown(plan) => {
-                let parked =
-                    self.unless_stopped(plan.carry_out(self.store, self.manner.speed, self.progress)).await?;
+                let parked = self
+                    .unless_stopped(plan.carry_out(self.store, self.options.speed, self.progress))
+                    .await?;
                 if !parked.is_empty() {
                     self.report_damage(parked);
                 }
@@ -272,7 +272,7 @@ impl<P: Progress + 'static> Work<'_, P> {
     }
 
     async fn build_and_compare(&mut self, schema: &str) -> Result<Report, RebuildError> {
-        let (store, speed, progress) = (self.store, self.manner.speed, self.progress);
+        let (store, speed, progress) = (self.store, self.options.speed, self.progress);
         let building = async {
             let live =
                 checkpoint::read(store.pool()).await.map_err(database("looking at the live tables"))?;
@@ -288,10 +288,10 @@ impl<P: Progress + 'static> Work<'_, P> {
         Ok(report)
     }
 
-    async fn swap(&mut self, schema: &str) -> Result<i64, RebuildError> {
+    async fn swap(&mut self, running: &mut Running, schema: &str) -> Result<i64, RebuildError> {
         self.progress.phase("swapping", 0);
         let Swapped { position, blocked } =
-            swap(self.store, schema, self.manner.swap_timeout, self.stop).await?;
+            swap(self.store, running, schema, self.options.swap_timeout, &**self.progress, self.stop).await?;
         let blocked_ms = blocked.as_secs_f64() * 1000.0;
         self.findings.swapped = Some(SwapReport { position, blocked_ms });
         Ok(position)

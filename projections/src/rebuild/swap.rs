@@ -5,17 +5,19 @@
 //! a bounded time, for the readers of the moment, and renames. A statement that comes meanwhile waits, and
 //! finds the new tables. A projector that comes late finds another generation, and writes nothing.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use event_store::EventStore;
 use event_store::retry::backoff;
 use sqlx::error::DatabaseError;
 use sqlx::{Connection, Executor, PgConnection};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{RebuildError, catch_up_to, connect, database};
+use super::running::Running;
+use super::{Progress, RebuildError, catch_up_to, connect, database};
 use crate::parked;
 use crate::schema::{self, LIVE, PREVIOUS, quoted};
 use crate::tables::checkpoint;
@@ -28,10 +30,12 @@ const LOCK_ALL: &str = "SET LOCAL statement_timeout = '80ms'";
 const LOCK_WRITERS: &str = "SET LOCAL lock_timeout = '2s'";
 /// The pause after the first try, and the longest one.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// After so many tries it is told that readers are waited for.
-const TOLD_AFTER: u32 = 3;
-/// How many of those who hold the tables are named.
-const NAMED: i64 = 3;
+/// The try after whose failure it is told who is waited for.
+const TOLD_AFTER: u32 = 2;
+/// How long looking for them may take.
+const LOOK: Duration = Duration::from_secs(2);
+/// How many of them are named.
+const NAMED: usize = 3;
 /// The name that the live generation has in between, on the way back.
 pub(super) const ASIDE: &str = "read_swapping";
 /// The name that the generation before the previous one has until it is dropped: nobody waits for that.
@@ -50,6 +54,7 @@ pub struct Swapped {
 enum NotSwapped {
     /// The tables were not to be had in time.
     Busy,
+    /// Another try would fail, too.
     Failed(RebuildError),
 }
 
@@ -59,13 +64,15 @@ impl From<RebuildError> for NotSwapped {
     }
 }
 
-/// Makes the generation in `schema` the live one; the live one becomes the previous one. From
+/// Makes the generation in `schema` the live one, while `running` lasts; the live one becomes the previous one. From
 /// [`PREVIOUS`] it is the way back: both change places. Where readers hold the tables it is tried again, with
-/// growing pauses, for as long as `patience`. Told to stop, it does so between tries, never in one.
+/// growing pauses, until `swap_timeout` is over. Told to stop, it does so between tries, never in one.
 pub async fn swap(
     store: &EventStore,
+    running: &mut Running,
     schema: &str,
-    patience: Duration,
+    swap_timeout: Duration,
+    progress: &impl Progress,
     stop: &CancellationToken,
 ) -> Result<Swapped, RebuildError> {
     let failed = database("swapping");
@@ -78,13 +85,16 @@ pub async fn swap(
     }
     schema::drop(&mut connection, OLD).await.map_err(&failed)?;
     let (started, mut attempt, mut blocked) = (Instant::now(), 0, Duration::ZERO);
+    let mut holders = Holders::default();
     loop {
+        // The tries may go on for long: what is in the schema must be ours still.
+        running.ensure_alone().await?;
         // Near first, so that the live tables are held for a moment only.
         let shown = checkpoint::read(store.pool()).await.map_err(&failed)?.position;
         let near = stop.run_until_cancelled(catch_up_to(store, schema, shown)).await;
         near.unwrap_or(Err(RebuildError::Interrupted))?;
         let mut holding = connection.begin().await.map_err(&failed)?;
-        match try_swap(store, &mut holding, schema, &mut blocked).await {
+        match try_swap(store, running, &mut holding, schema, &mut blocked).await {
             Ok((position, began)) => {
                 holding.commit().await.map_err(&failed)?;
                 blocked = blocked.max(began.elapsed());
@@ -102,38 +112,63 @@ pub async fn swap(
             Err(NotSwapped::Failed(error)) => return Err(error),
         }
         attempt += 1;
-        let left = patience.saturating_sub(started.elapsed());
-        if left.is_zero() || attempt == TOLD_AFTER {
-            let who = holders(&mut connection).await.map_err(&failed)?;
-            if left.is_zero() {
-                return Err(RebuildError::Busy { who });
-            }
-            warn!(who, patience_s = patience.as_secs(), "the swap waits for those who hold the tables");
+        holders.look(store).await;
+        let left = swap_timeout.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Err(RebuildError::Busy { who: holders.to_string() });
+        }
+        if attempt == TOLD_AFTER {
+            progress.waiting(&holders.to_string());
         }
         let pause = backoff(attempt, PAUSES.0, PAUSES.1).min(left);
         stop.run_until_cancelled(sleep(pause)).await.ok_or(RebuildError::Interrupted)?;
     }
 }
 
-/// Returns who holds the live tables, those first who have done so for longest: as the database knows them, without
-/// what they ask.
-async fn holders(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
-    let held: Vec<String> = sqlx::query_scalar(
-        "SELECT concat_ws(' ', 'process', a.pid, 'of', a.usename,
-                          '(' || nullif(a.application_name, '') || ')',
-                          'since ' || to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))
-           FROM pg_stat_activity a
-          WHERE a.pid <> pg_backend_pid() AND a.pid IN (
-                SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-                 WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                   AND c.relkind = 'r' AND c.relnamespace = to_regnamespace($1))
-          ORDER BY a.xact_start NULLS LAST LIMIT $2",
-    )
-    .bind(quoted(LIVE))
-    .bind(NAMED)
-    .fetch_all(connection)
-    .await?;
-    Ok(if held.is_empty() { "one who has just gone".to_owned() } else { held.join(", ") })
+/// Who holds the live tables, as the database knows them: each backend with its number.
+#[derive(Default)]
+struct Holders {
+    /// After the last try.
+    seen: Vec<(i32, String)>,
+    /// Those who did so after the one before, too: they are no passers-by.
+    stay: Vec<String>,
+}
+
+impl Holders {
+    /// Looks who holds the tables, as well as it can: it is for those who wait, and fails nothing.
+    async fn look(&mut self, store: &EventStore) {
+        // Of other logins a login that may not read all sees no more than this.
+        let held = sqlx::query_as(
+            "SELECT a.pid, concat_ws(' ', 'backend', a.pid,
+                                     '(' || coalesce(nullif(a.application_name, ''), a.backend_type) || ')',
+                                     'since ' || to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))
+               FROM pg_stat_activity a
+              WHERE a.pid IN (
+                    SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                     WHERE l.granted AND c.relkind = 'r' AND c.relnamespace = to_regnamespace($1)
+                       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+              ORDER BY a.pid",
+        )
+        .bind(LIVE)
+        .fetch_all(store.pool());
+        let now: Vec<(i32, String)> = match timeout(LOOK, held).await {
+            Ok(Ok(now)) => now,
+            Ok(Err(_)) | Err(_) => vec![],
+        };
+        let stays = |(pid, _): &&(i32, String)| self.seen.iter().any(|(seen, _)| seen == pid);
+        self.stay = now.iter().filter(stays).map(|(_, who)| who.clone()).collect();
+        self.seen = now;
+    }
+}
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.stay.len() {
+            0 => f.write_str("readers who come and go"),
+            n @ ..=NAMED => f.write_str(&self.stay[..n].join(", ")),
+            n => write!(f, "{} and {} more", self.stay[..NAMED].join(", "), n - NAMED),
+        }
+    }
 }
 
 /// Puts the generation in `schema` in the place of a live one that shows nothing yet.
@@ -154,6 +189,7 @@ pub(super) async fn replace_empty(store: &EventStore, schema: &str) -> Result<()
 /// tables were not to be had, it says in `blocked` for how long readers waited for that.
 async fn try_swap(
     store: &EventStore,
+    running: &mut Running,
     holding: &mut PgConnection,
     schema: &str,
     blocked: &mut Duration,
@@ -191,6 +227,7 @@ async fn try_swap(
     .fetch_all(&mut *holding)
     .await
     .map_err(failed)?;
+    running.ensure_alone().await?;
     // Whoever comes for a table waits from here on; also of all the tables together no longer than for one.
     holding.execute(LOCK_ALL).await.map_err(failed)?;
     let began = Instant::now();

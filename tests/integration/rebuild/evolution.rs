@@ -12,6 +12,7 @@ use event_store::log::Recorded;
 use projections::fold::{Rows, fold};
 use projections::projector::{self, Projection};
 use projections::rebuild::pace::Speed;
+use projections::rebuild::running::{Asked, Running};
 use projections::rebuild::swap::swap;
 use projections::rebuild::{self, Progress};
 use projections::schema::{LIVE, NEXT};
@@ -153,6 +154,8 @@ async fn a_column_comes_to_the_tables_while_the_old_program_serves() {
 
     // What another version does: a generation with one column more and others wider, and the swap.
     let book = database.open().await;
+    let asked = Asked { who: "another version".to_owned(), key: None };
+    let mut running = Running::begin(&book.store, &asked, "rebuild").await.unwrap();
     let until = checkpoint::read(&pool).await.unwrap().position;
     rebuild::build(&book.store, NEXT, until, None, Speed::Full, &Arc::new(Quiet)).await.unwrap();
     pool.execute(
@@ -163,7 +166,8 @@ async fn a_column_comes_to_the_tables_while_the_old_program_serves() {
     )
     .await
     .unwrap();
-    swap(&book.store, NEXT, Duration::from_secs(10), &book.shutdown).await.unwrap();
+    swap(&book.store, &mut running, NEXT, Duration::from_secs(10), &Quiet, &book.shutdown).await.unwrap();
+    drop(running);
     go_on().await;
     // The old program reads on. It does not write tables that are not its own, and says so.
     let mut marking = pool.begin().await.unwrap();

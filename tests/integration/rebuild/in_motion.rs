@@ -265,15 +265,15 @@ async fn the_swap_between_a_projectors_first_write_and_its_checkpoint_loses_and_
 #[tokio::test]
 async fn a_table_held_for_all_the_time_stops_the_swap_and_changes_nothing() {
     let (database, pool) = small_book().await;
-    let mut swap = AtSwap::reach_with(&database, &pool, &["--swap-timeout", "2"]).await;
+    let mut swap = AtSwap::reach_with(&database, &pool, &["--swap-timeout", "5"]).await;
     let holder: i32 =
         sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut swap.reader).await.unwrap();
     let (ended, told) = swap.ended().await;
     assert_eq!(ended.code, Some(1), "{told:?}");
-    let (waiting, error) = ended.stderr.split_once("error:").unwrap();
-    let who = format!("process {holder} of ");
-    assert!(waiting.contains("the swap waits") && waiting.contains(&who), "{}", ended.stderr);
-    assert!(error.contains("try again") && error.contains(&who), "{}", ended.stderr);
+    let who = format!("backend {holder} (");
+    let waiting = told.iter().find_map(|line| line["waiting_for"].as_str()).unwrap();
+    assert!(waiting.starts_with(&who), "{waiting}");
+    assert!(ended.stderr.contains("try again") && ended.stderr.contains(&who), "{}", ended.stderr);
     assert_eq!(generation(&pool).await, 1);
     assert_clean(&database).await;
     rebuilt(&database, &["rebuild", "--json"]).await;
