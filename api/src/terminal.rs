@@ -13,11 +13,10 @@ pub fn print(text: impl std::fmt::Display) -> io::Result<()> {
     writeln!(out, "{text}")
 }
 
-/// Says whether an error is only that nobody reads any more.
+/// Says whether an error is only that nobody reads any more. One that has a broken pipe for its cause is another: a
+/// database that has gone away is a failure.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Returns an error and its causes in one line. Some libraries repeat the cause in the error: it is said once.

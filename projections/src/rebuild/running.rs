@@ -9,6 +9,7 @@ use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{Connection, Executor, FromRow, PgConnection, Row};
 use tokio::time::sleep;
+use tracing::warn;
 
 use super::noting::At;
 use super::run::Findings;
@@ -19,6 +20,9 @@ use crate::schema::{self, LAYING, NEXT, SCRATCH};
 const TRIES: u32 = 20;
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long somebody who looks at what a killed one has left is waited for.
+const CLEAR: &str = "SET lock_timeout = '10s'";
 
 /// Who asks for a rebuild.
 #[derive(Debug, Clone)]
@@ -83,10 +87,15 @@ impl Running {
         let killed =
             "UPDATE ops.rebuilds SET finished_at = now(), outcome = 'killed' WHERE finished_at IS NULL";
         connection.execute(killed).await.map_err(&failed)?;
+        connection.execute(CLEAR).await.map_err(&failed)?;
         for left in [NEXT, SCRATCH, LAYING] {
             clear(&mut connection, left).await.map_err(&failed)?;
         }
-        schema::drop(&mut connection, swap::OLD).await.map_err(&failed)?;
+        connection.execute("RESET lock_timeout").await.map_err(&failed)?;
+        // Whoever reads it still keeps a swap from coming to pass, and nothing else.
+        if let Err(error) = swap::drop_old(&mut connection).await {
+            warn!(error = &error as &dyn std::error::Error, "an old generation could not be dropped");
+        }
         let id = sqlx::query_scalar(
             "INSERT INTO ops.rebuilds (who, kind, phase, backend, command_id, request_hmac)
              VALUES ($1, $2, 'beginning', pg_backend_pid(), $3, $4) RETURNING id",
@@ -104,6 +113,11 @@ impl Running {
     /// Returns its number.
     pub const fn id(&self) -> i64 {
         self.id
+    }
+
+    /// Returns the session that holds the lock: what is done in it cannot outlive it.
+    pub(super) const fn session(&mut self) -> &mut PgConnection {
+        &mut self.connection
     }
 
     /// Fails if the lock is gone with its connection: what is built may be another one's by now.

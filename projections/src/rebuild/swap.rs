@@ -5,6 +5,8 @@
 //! a bounded time, for the readers of the moment, and renames. A statement that comes meanwhile waits, and
 //! finds the new tables. A projector that comes late finds another generation, and writes nothing.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -28,11 +30,16 @@ const LOCK: &str = "SET LOCAL lock_timeout = '80ms'";
 const LOCK_ALL: &str = "SET LOCAL statement_timeout = '80ms'";
 /// How long the writer of the moment is waited for; readers go on meanwhile.
 const LOCK_WRITERS: &str = "SET LOCAL lock_timeout = '2s'";
+/// How long the readers of the generation before the previous one are waited for; nobody waits behind that.
+const LOCK_OLD: &str = "SET LOCAL lock_timeout = '2s'";
+/// How long the last events may take that the other generation lacks, while the live one is held.
+const LAST_STEP: Duration = Duration::from_secs(5);
 /// The pause after the first try, and the longest one.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// The try after whose failure it is told who is waited for.
 const TOLD_AFTER: u32 = 2;
-/// How long looking for them may take.
+/// How often it is looked who that is, during a try, and how long a look may take.
+const LOOK_EVERY: Duration = Duration::from_millis(40);
 const LOOK: Duration = Duration::from_secs(2);
 /// How many of them are named.
 const NAMED: usize = 3;
@@ -64,9 +71,16 @@ impl From<RebuildError> for NotSwapped {
     }
 }
 
-/// Makes the generation in `schema` the live one, while `running` lasts; the live one becomes the previous one. From
-/// [`PREVIOUS`] it is the way back: both change places. Where readers hold the tables it is tried again, with
-/// growing pauses, until `swap_timeout` is over. Told to stop, it does so between tries, never in one.
+impl From<sqlx::Error> for NotSwapped {
+    fn from(error: sqlx::Error) -> Self {
+        if is_busy(&error) { Self::Busy } else { database("swapping")(error).into() }
+    }
+}
+
+/// Makes the generation in `schema` the live one; the live one becomes the previous one. From [`PREVIOUS`] it is the
+/// way back: both change places. It is done in the session that holds the rebuild's lock, so it cannot outlive it.
+/// Where somebody holds the tables it is tried again, with growing pauses, until `swap_timeout` is over. Told to
+/// stop, it does so between tries, never in one.
 pub async fn swap(
     store: &EventStore,
     running: &mut Running,
@@ -76,31 +90,27 @@ pub async fn swap(
     stop: &CancellationToken,
 ) -> Result<Swapped, RebuildError> {
     let failed = database("swapping");
-    let mut connection = connect(store, LIVE).await?;
-    if !schema::exists(&mut connection, schema).await.map_err(&failed)? {
+    let connection = running.session();
+    if !schema::exists(connection, schema).await.map_err(&failed)? {
         return Err(RebuildError::NoPrevious);
     }
-    if !schema::fits(&mut connection, schema).await.map_err(&failed)? {
+    if !schema::fits(connection, schema).await.map_err(&failed)? {
         return Err(RebuildError::OtherShape { schema: schema.to_owned() });
     }
-    schema::drop(&mut connection, OLD).await.map_err(&failed)?;
+    let backend: i32 =
+        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await.map_err(&failed)?;
     let (started, mut attempt, mut blocked) = (Instant::now(), 0, Duration::ZERO);
     let mut holders = Holders::default();
     loop {
-        // The tries may go on for long: what is in the schema must be ours still.
-        running.ensure_alone().await?;
-        // Near first, so that the live tables are held for a moment only.
-        let shown = checkpoint::read(store.pool()).await.map_err(&failed)?.position;
-        let near = stop.run_until_cancelled(catch_up_to(store, schema, shown)).await;
-        near.unwrap_or(Err(RebuildError::Interrupted))?;
-        let mut holding = connection.begin().await.map_err(&failed)?;
-        match try_swap(store, running, &mut holding, schema, &mut blocked).await {
-            Ok((position, began)) => {
-                holding.commit().await.map_err(&failed)?;
-                blocked = blocked.max(began.elapsed());
+        let tried = tokio::select! {
+            tried = try_swap(store, connection, schema, &mut blocked, stop) => tried,
+            never = holders.watch(store, backend) => match never {},
+        };
+        match tried {
+            Ok(position) => {
                 // It has come to pass, whatever becomes of the rest: the next one that begins clears away, and what
                 // was skipped can be skipped again.
-                if let Err(error) = schema::drop(&mut connection, OLD).await {
+                if let Err(error) = drop_old(connection).await {
                     warn!(error = &error as &dyn std::error::Error, "an old generation could not be dropped");
                 }
                 if let Err(error) = parked::pass_skipped(store).await {
@@ -108,11 +118,10 @@ pub async fn swap(
                 }
                 return Ok(Swapped { position, blocked });
             }
-            Err(NotSwapped::Busy) => holding.rollback().await.map_err(&failed)?,
+            Err(NotSwapped::Busy) => {}
             Err(NotSwapped::Failed(error)) => return Err(error),
         }
         attempt += 1;
-        holders.look(store).await;
         let left = swap_timeout.saturating_sub(started.elapsed());
         if left.is_zero() {
             return Err(RebuildError::Busy { who: holders.to_string() });
@@ -120,55 +129,66 @@ pub async fn swap(
         if attempt == TOLD_AFTER {
             progress.waiting(&holders.to_string());
         }
+        holders.begin_anew();
         let pause = backoff(attempt, PAUSES.0, PAUSES.1).min(left);
         stop.run_until_cancelled(sleep(pause)).await.ok_or(RebuildError::Interrupted)?;
     }
 }
 
-/// Who holds the live tables, as the database knows them: each backend with its number.
+/// Who keeps the swap waiting, as the database knows them: each backend with its number.
 #[derive(Default)]
 struct Holders {
-    /// After the last try.
-    seen: Vec<(i32, String)>,
-    /// Those who did so after the one before, too: they are no passers-by.
-    stay: Vec<String>,
+    /// In this try.
+    now: BTreeMap<i32, String>,
+    /// In the one before.
+    before: BTreeMap<i32, String>,
 }
 
 impl Holders {
-    /// Looks who holds the tables, as well as it can: it is for those who wait, and fails nothing.
-    async fn look(&mut self, store: &EventStore) {
-        // Of other logins a login that may not read all sees no more than this.
-        let held = sqlx::query_as(
-            "SELECT a.pid, concat_ws(' ', 'backend', a.pid,
-                                     '(' || coalesce(nullif(a.application_name, ''), a.backend_type) || ')',
-                                     'since ' || to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))
-               FROM pg_stat_activity a
-              WHERE a.pid IN (
-                    SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-                     WHERE l.granted AND c.relkind = 'r' AND c.relnamespace = to_regnamespace($1)
-                       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-              ORDER BY a.pid",
-        )
-        .bind(LIVE)
-        .fetch_all(store.pool());
-        let now: Vec<(i32, String)> = match timeout(LOOK, held).await {
-            Ok(Ok(now)) => now,
-            Ok(Err(_)) | Err(_) => vec![],
-        };
-        let stays = |(pid, _): &&(i32, String)| self.seen.iter().any(|(seen, _)| seen == pid);
-        self.stay = now.iter().filter(stays).map(|(_, who)| who.clone()).collect();
-        self.seen = now;
+    /// Looks again and again whom `backend` waits for, as well as it can: it is for those who wait, and fails nothing.
+    async fn watch(&mut self, store: &EventStore, backend: i32) -> Infallible {
+        loop {
+            sleep(LOOK_EVERY).await;
+            // Of other logins a login that may not read all sees no more than this.
+            let blocking = sqlx::query_as(
+                "SELECT a.pid, concat_ws(' ', 'backend', a.pid,
+                            '(' || coalesce(nullif(a.application_name, ''), a.backend_type) || ')', 'since ' ||
+                            to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))
+                   FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids($1))",
+            );
+            let blocking = blocking.bind(backend).fetch_all(store.pool());
+            if let Ok(Ok(blocking)) = timeout(LOOK, blocking).await {
+                let blocking: Vec<(i32, String)> = blocking;
+                self.now.extend(blocking);
+            }
+        }
+    }
+
+    /// Takes note that another try begins.
+    fn begin_anew(&mut self) {
+        self.before = std::mem::take(&mut self.now);
     }
 }
 
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.stay.len() {
-            0 => f.write_str("readers who come and go"),
-            n @ ..=NAMED => f.write_str(&self.stay[..n].join(", ")),
-            n => write!(f, "{} and {} more", self.stay[..NAMED].join(", "), n - NAMED),
+        // Whoever was in the way once only is a passer-by.
+        let stay = self.now.iter().filter(|(backend, _)| self.before.contains_key(backend));
+        let stay: Vec<&str> = stay.map(|(_, who)| who.as_str()).collect();
+        match stay.len() {
+            0 => f.write_str("some who come and go"),
+            1..=NAMED => f.write_str(&stay.join(", ")),
+            n => write!(f, "{} and {} more", stay[..NAMED].join(", "), n - NAMED),
         }
     }
+}
+
+/// Drops the generation before the previous one, unless somebody reads it for long.
+pub(super) async fn drop_old(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let mut dropping = connection.begin().await?;
+    dropping.execute(LOCK_OLD).await?;
+    schema::drop(&mut dropping, OLD).await?;
+    dropping.commit().await
 }
 
 /// Puts the generation in `schema` in the place of a live one that shows nothing yet.
@@ -185,26 +205,73 @@ pub(super) async fn replace_empty(store: &EventStore, schema: &str) -> Result<()
     replacing.commit().await.map_err(&failed)
 }
 
-/// Changes the names; returns the position, and from when on readers have to wait until that is committed. Where the
-/// tables were not to be had, it says in `blocked` for how long readers waited for that.
+/// Changes the names; returns the position. In `blocked` it notes for how long readers had to wait, whether it came to
+/// pass or not.
 async fn try_swap(
     store: &EventStore,
-    running: &mut Running,
-    holding: &mut PgConnection,
+    connection: &mut PgConnection,
     schema: &str,
     blocked: &mut Duration,
-) -> Result<(i64, Instant), NotSwapped> {
-    let failed = |source: sqlx::Error| {
-        if is_busy(&source) { NotSwapped::Busy } else { database("swapping")(source).into() }
-    };
+    stop: &CancellationToken,
+) -> Result<i64, NotSwapped> {
+    drop_old(connection).await?;
+    // Near first, so that the live tables are held for a moment only.
+    let shown = checkpoint::read(&mut *connection).await?.position;
+    let near = stop.run_until_cancelled(catch_up_to(store, schema, shown)).await;
+    near.unwrap_or(Err(RebuildError::Interrupted))?;
+
+    let mut holding = connection.begin().await?;
+    let mut began = None;
+    let changed = change_places(store, &mut holding, schema, &mut began).await;
+    // At once: what is locked is not kept for the pause after it.
+    let ended = if changed.is_ok() { holding.commit().await } else { holding.rollback().await };
+    *blocked = (*blocked).max(began.map_or(Duration::ZERO, |began| began.elapsed()));
+    let position = changed?;
+    ended?;
+    Ok(position)
+}
+
+/// Changes the names, not to be seen by others yet; returns the position. In `began` it notes from when on readers have to
+/// wait.
+async fn change_places(
+    store: &EventStore,
+    holding: &mut PgConnection,
+    schema: &str,
+    began: &mut Option<Instant>,
+) -> Result<i64, NotSwapped> {
     // The table before its row: a projector that came for the row would wait with a lock on the table, which
     // the swap then waits for in turn. Readers pass, so this may take longer.
     let writers = format!("{LOCK_WRITERS}; LOCK TABLE {}.checkpoint IN EXCLUSIVE MODE; {LOCK}", quoted(LIVE));
-    holding.execute(writers.as_str()).await.map_err(failed)?;
-    let held = checkpoint::lock(holding).await.map_err(failed)?;
-    catch_up_to(store, schema, held.position).await?;
-    // A reader of several tables sees them all before, or all after. They are locked in the order in which
-    // readers come to them (`queries`): none holds one and waits for another that is locked already.
+    holding.execute(writers.as_str()).await?;
+    let held = checkpoint::lock(holding).await?;
+    match timeout(LAST_STEP, catch_up_to(store, schema, held.position)).await {
+        Ok(caught_up) => caught_up?,
+        Err(_) => return Err(NotSwapped::Busy),
+    }
+    let lock = lock_all(holding).await?;
+    holding.execute(LOCK_ALL).await?;
+    // Whoever comes for a table waits from here on; also for all of the tables together no longer than for one.
+    *began = Some(Instant::now());
+    let changing = async {
+        holding.execute(lock.as_str()).await?;
+        holding.execute("SET LOCAL statement_timeout = 0").await?;
+        copy_grants(holding, schema).await?;
+        rename(holding, schema).await?;
+        // Never the same number twice, not even on the way back: a projector tells generations apart by it.
+        let live = checkpoint::renew(holding, LIVE).await?;
+        parked::release(holding, held, live).await
+    };
+    match changing.await {
+        Ok(()) => Ok(held.position),
+        // The time may be over in the moment in which the lock is had: then the next statement hears of it.
+        Err(error) if is_out_of_time(&error) => Err(NotSwapped::Busy),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns the statement that locks all tables. A reader of several sees them all before, or all after. They are locked
+/// in the order in which readers come to them (`queries`): none holds one and waits for another that is locked already.
+async fn lock_all(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
     let tables = [
         "meetings",
         "files",
@@ -224,25 +291,9 @@ async fn try_swap(
           WHERE to_regclass(t) IS NOT NULL ORDER BY n",
     )
     .bind(&tables[..])
-    .fetch_all(&mut *holding)
-    .await
-    .map_err(failed)?;
-    running.ensure_alone().await?;
-    // Whoever comes for a table waits from here on; also of all the tables together no longer than for one.
-    holding.execute(LOCK_ALL).await.map_err(failed)?;
-    let began = Instant::now();
-    let lock = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", "));
-    if let Err(error) = holding.execute(lock.as_str()).await {
-        *blocked = (*blocked).max(began.elapsed());
-        return Err(if is_out_of_time(&error) { NotSwapped::Busy } else { failed(error) });
-    }
-    holding.execute("SET LOCAL statement_timeout = 0").await.map_err(failed)?;
-    copy_grants(holding, schema).await.map_err(failed)?;
-    rename(holding, schema).await.map_err(failed)?;
-    // Never the same number twice, not even on the way back: a projector tells generations apart by it.
-    let live = checkpoint::renew(holding, LIVE).await.map_err(failed)?;
-    parked::release(holding, held, live).await.map_err(failed)?;
-    Ok((held.position, began))
+    .fetch_all(connection)
+    .await?;
+    Ok(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")))
 }
 
 async fn rename(transaction: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {

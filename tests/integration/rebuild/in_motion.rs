@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::book::Book;
 use event_store::append::Outcome;
+use event_store::locks;
 use projections::freshness;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -292,6 +293,48 @@ async fn what_readers_waited_while_the_swap_did_not_come_to_pass_is_told() {
     assert_eq!(ran.code, Some(0), "{told:?} {}", ran.stderr);
     let swapped = told.iter().find(|line| !line["swapped"].is_null()).unwrap();
     assert!(swapped["swapped"]["blocked_ms"].as_f64().unwrap() >= 80.0, "{swapped}");
+}
+
+#[tokio::test]
+async fn a_swap_does_not_outlive_the_lock_of_its_rebuild() {
+    let (database, pool) = small_book().await;
+    let mut swap = AtSwap::reach(&database, &pool).await;
+    let holder = "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                   WHERE datname = current_database() AND granted AND locktype = 'advisory'
+                     AND (classid::bigint << 32) + objid::bigint = $1";
+    let holder: i32 = sqlx::query_scalar(holder).bind(locks::REBUILD).fetch_one(&pool).await.unwrap();
+    sqlx::query("SELECT pg_terminate_backend($1)").bind(holder).execute(&pool).await.unwrap();
+    eventually("it is gone", async || {
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1";
+        (sqlx::query_scalar::<_, i64>(left).bind(holder).fetch_one(&pool).await.unwrap() == 0).then_some(())
+    })
+    .await;
+    swap.release_reader().await;
+    let (ended, told) = swap.ended().await;
+    assert_eq!(ended.code, Some(1), "{told:?} {}", ended.stderr);
+    assert!(ended.stderr.contains("error: "), "{}", ended.stderr);
+    assert_eq!(generation(&pool).await, 1);
+    rebuilt(&database, &["rebuild", "--json"]).await;
+    assert_clean(&database).await;
+}
+
+#[tokio::test]
+async fn whoever_reads_an_old_generation_holds_up_the_swap_that_would_drop_it_and_nothing_else() {
+    let (database, pool) = small_book().await;
+    rebuilt(&database, &["rebuild", "--json"]).await;
+    let mut reader = PgConnection::connect(&database.url).await.unwrap();
+    reader.execute("BEGIN; SELECT count(*) FROM read_previous.meetings").await.unwrap();
+    let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut reader).await.unwrap();
+    rebuilt(&database, &["rebuild", "--json"]).await;
+    assert_eq!(schemas(&pool).await, ["read", "read_old", "read_previous"]);
+    assert_clean(&database).await;
+    let held_up = run_on(&database, &["rebuild", "--swap-timeout", "3"]).await;
+    assert_eq!(held_up.code, Some(1), "{}", held_up.stderr);
+    assert!(held_up.stderr.contains(&format!("backend {backend} (")), "{}", held_up.stderr);
+    reader.execute("ROLLBACK").await.unwrap();
+    rebuilt(&database, &["rebuild", "--json"]).await;
+    assert_eq!(schemas(&pool).await, ["read", "read_previous"]);
+    assert_clean(&database).await;
 }
 
 /// How many wait for a table of their own.
