@@ -2,6 +2,7 @@
 //! fold as the live projector, split over workers, written with COPY; indexes and constraints after.
 
 pub mod compare;
+mod holders;
 pub mod lay_down;
 mod noting;
 pub mod pace;
@@ -40,7 +41,8 @@ use crate::tables::speakers::SpeakerRow;
 use crate::tables::stale_artifacts::StaleArtifactRow;
 use crate::tables::user_profiles::UserProfileRow;
 
-/// How many workers fold at once, unless they make way for those who append: each keeps a core of its own and one of PostgreSQL's busy.
+/// How many workers fold at once, unless they make way for those who append: each keeps a core of its own and one of
+/// PostgreSQL's busy.
 const WORKERS: usize = 2;
 /// The phase in which the tables get back what makes COPY slow.
 const ADDING: &str = "adding indexes and constraints";
@@ -270,7 +272,7 @@ async fn contradiction(connection: &mut PgConnection, error: sqlx::Error) -> Reb
 pub async fn connect(store: &EventStore, schema: &str) -> Result<PgConnection, RebuildError> {
     let options = schema::options(store.pool(), schema).options(
         ["statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
-            .map(|n| (n, "0")),
+            .map(|setting| (setting, "0")),
     );
     PgConnection::connect_with(&options).await.map_err(database("connecting"))
 }
